@@ -41,8 +41,8 @@ class DecoderLayer(nn.Module):
 
     def forward(self,
         x,          # X_{l-1} (B, N, C)
-        place,      # P (N, C), position of each query
-        source,     # S_l (B, S, C), tokens of the level
+        place,      # E_q (N, C), position of each query
+        source,     # Y_l (B, S, C), tokens of the level
         position,   # E_l (S, C), position of each token
         mask=None,  # (B, 1, N, S) bool, True where a query may look; None: everywhere
     ):
@@ -52,7 +52,7 @@ class DecoderLayer(nn.Module):
 
 # %% ../nbs/09_decoder.ipynb #09-065
 def as_tokens(m, level):
-    """A map `(B, C, h, w)` and its level's vector `(C,)` to what a layer reads (S_l and E_l of eq-decoder).
+    """A map `(B, C, h, w)` and its level's vector `(C,)` to what a layer reads (Y_l and E_l of eq-decoder).
 
     Gives tokens `(B, h·w, C)`, row after row, the vector added to each, and their sine positions `(h·w, C)`.
     """
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(channels, heads, ffn) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
         self.start = nn.Parameter(torch.randn(queries, channels)) if learned else None
-        self.place = nn.Parameter(torch.randn(queries, channels))                       # P
+        self.place = nn.Parameter(torch.randn(queries, channels))                       # E_q
         self.level = nn.Parameter(torch.randn(min(len(levels), layers), channels))
 
 # %% ../nbs/09_decoder.ipynb #09-071

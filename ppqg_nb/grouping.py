@@ -32,7 +32,7 @@ def hard(soft):
 class Grouping(nn.Module):
     """Queries share out the pixels and add the mean of their own: V̄_e to V_q (eq-queries).
 
-    queries V̄_e `(B, N, C)` and pixels V_h `(B, Q, C)`, floats, give V_q `(B, N, C)` and R̂ `(B, N, Q)`. Random in
+    queries V̄_e `(B, N, C)` and pixels V^h `(B, Q, C)`, floats, give V_q `(B, N, C)` and R̂ `(B, N, Q)`. Random in
     training (Gumbel noise), deterministic in eval. `bias` is for W^q, W^k and W^v; the output map always has one.
     Source: Huang et al., arXiv 2506.23623, pixel context grouping.
     """

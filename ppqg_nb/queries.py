@@ -33,7 +33,7 @@ class AudioQueries(nn.Module):
 class CrossAggregation(nn.Module):
     """Each query adds a softmax mean over all pixels: ordinary cross-attention, which eq-assign replaces.
 
-    queries `(B, N, C)` and pixels V_h `(B, Q, C)`, floats, give `(B, N, C)`. `bias` is for W^q, W^k and W^v; the
+    queries `(B, N, C)` and pixels V^h `(B, Q, C)`, floats, give `(B, N, C)`. `bias` is for W^q, W^k and W^v; the
     output map always has one, as in `Grouping`.
     """
     def __init__(self, channels, bias=False):
@@ -52,12 +52,12 @@ class CrossAggregation(nn.Module):
 
 # %% ../nbs/08_queries.ipynb #08-026
 def visual_contrast(
-    queries,      # V_e (B, N, C)
+    queries,      # V^e (B, N, C)
     prototypes,   # P (K, C)
 ):
-    """Scores `(B, K)`, logits, of the prototypes by sight: for each, V_e · P of its best query (eq-visual-contrast).
+    """Scores `(B, K)`, logits, of the prototypes by sight: for each, V^e · P of its best query (eq-visual-contrast).
 
-    The maximum over the queries is our reading; the note gives V_e · P, `(N, K)`, and the released system lacks it.
+    The maximum over the queries is our reading; the note gives V^e · P, `(N, K)`, and the released system lacks it.
     """
     return (queries @ prototypes.T).amax(1)
 
@@ -65,9 +65,9 @@ def visual_contrast(
 class Generated(NamedTuple):
     "What the query generator made of B frames: queries, and the steps on the way, None where the variant has none"
     queries: Tensor                         # V_q (B, N, C), for the decoder
-    pixels: Optional[Tensor] = None         # V_h (B, C, H_2, W_2)
-    embedded: Optional[Tensor] = None       # V_e (B, N, C)
-    prompted: Optional[Tensor] = None       # V̄_e (B, N, C); V_e where there is no prompt
+    pixels: Optional[Tensor] = None         # V^h (B, C, H_2, W_2)
+    embedded: Optional[Tensor] = None       # V^e (B, N, C)
+    prompted: Optional[Tensor] = None       # V̄_e (B, N, C); V^e where there is no prompt
     assignment: Optional[Tensor] = None     # R̂ (B, N, H_2·W_2), one 1 in each column
     scores: Optional[Tensor] = None         # M_t (B, K), logits for pac_loss
 
