@@ -129,7 +129,7 @@ class _Decoder:
     layers: int = 9                     # L
     heads: int = 8                      # of each attention
     ffn: int = 2048                     # width of the feed-forward part of a layer
-    mask_head: str = 'pixel'            # pixel: W_proj on V_h (eq-mask-logits); query: an MLP on the query
+    mask_head: str = 'pixel'            # pixel: W_proj on V^h (eq-mask-logits); query: an MLP on the query
     upsample: str = 'bilinear'          # bilinear or transposed (eq-upsample)
 
 # %% ../nbs/00_core.ipynb #00-047

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 
-# %% ../nbs/04_pixel_decoder.ipynb #04-021
+# %% ../nbs/04_pixel_decoder.ipynb #04-020
 def deformable_attention(values, shapes, points, weights):
     """h_1 … h_M of eq-deformable for all queries, `(B, Q, M·D)`, of the dtype of `values`.
 
@@ -33,14 +33,14 @@ def deformable_attention(values, shapes, points, weights):
     heads = (torch.stack(samples, -2) * weights).sum((-2, -1))                               # (B·M, D, Q)
     return heads.unflatten(0, (B, M)).flatten(1, 2).transpose(1, 2).to(values.dtype)
 
-# %% ../nbs/04_pixel_decoder.ipynb #04-028
+# %% ../nbs/04_pixel_decoder.ipynb #04-027
 def reference_points(shapes, device=None, dtype=torch.float32):
     "Centres `(Q, 2)` of all cells of all maps, x and y in (0, 1); map after map, each row by row"
     def centres(n): return (torch.arange(n, device=device, dtype=dtype) + .5) / n
     grids = [torch.meshgrid(centres(h), centres(w), indexing='ij') for h, w in shapes]
     return torch.cat([torch.stack([x, y], -1).flatten(0, 1) for y, x in grids])
 
-# %% ../nbs/04_pixel_decoder.ipynb #04-033
+# %% ../nbs/04_pixel_decoder.ipynb #04-032
 def star(heads, levels, points):
     "Offsets in cells, x and y, `(heads, levels, points, 2)`: a direction for each head, point j at j + 1 steps"
     angle = torch.arange(heads) * 2 * math.pi / heads
@@ -48,7 +48,7 @@ def star(heads, levels, points):
     ray = ray / ray.abs().amax(-1, keepdim=True)                     # the longer coordinate is one cell
     return (ray[:, None, None] * torch.arange(1, points + 1)[:, None]).expand(-1, levels, -1, -1)
 
-# %% ../nbs/04_pixel_decoder.ipynb #04-036
+# %% ../nbs/04_pixel_decoder.ipynb #04-035
 class DeformableAttention(nn.Module):
     """Each query reads `points` places on each of `levels` maps, around its own (eq-deformable; arXiv 2010.04159).
 
@@ -79,7 +79,7 @@ class DeformableAttention(nn.Module):
         values = self.value(source).unflatten(-1, (self.shape[0], -1))
         return self.out(deformable_attention(values, shapes, *self.look(query, places, shapes)))
 
-# %% ../nbs/04_pixel_decoder.ipynb #04-047
+# %% ../nbs/04_pixel_decoder.ipynb #04-046
 def sine_position(height, width, channels, device=None, dtype=torch.float32):
     """Where each cell of a map is, as sines and cosines: `(channels, height, width)`, in [-1, 1] (eq-position).
 
@@ -96,7 +96,7 @@ def sine_position(height, width, channels, device=None, dtype=torch.float32):
     rows, columns = wave(height)[:, :, None], wave(width)[:, None]
     return torch.cat([rows.expand(-1, -1, width), columns.expand(-1, height, -1)]).to(dtype)
 
-# %% ../nbs/04_pixel_decoder.ipynb #04-064
+# %% ../nbs/04_pixel_decoder.ipynb #04-063
 class PixelLayer(nn.Module):
     """Deformable attention among all cells of all maps, then a feed-forward part; layer norm after each.
 
@@ -112,7 +112,7 @@ class PixelLayer(nn.Module):
         x = self.norm1(x + self.attention(x + position, x, places, shapes))
         return self.norm2(x + self.linear2(self.linear1(x).relu()))
 
-# %% ../nbs/04_pixel_decoder.ipynb #04-072
+# %% ../nbs/04_pixel_decoder.ipynb #04-071
 class PixelEncoder(nn.Module):
     """The layers on all cells of V5, V4 and V3 at once: three maps `(B, hidden, ·, ·)` to the same.
 
@@ -136,7 +136,7 @@ class PixelEncoder(nn.Module):
         parts = x.transpose(1, 2).split([h * w for h, w in shapes], 2)
         return [part.unflatten(2, s) for part, s in zip(parts, shapes)]
 
-# %% ../nbs/04_pixel_decoder.ipynb #04-082
+# %% ../nbs/04_pixel_decoder.ipynb #04-081
 class PixelDecoder(nn.Module):
     """V2 … V5 to mask features `(B, hidden, H/4, W/4)` and scales V5, V4, V3, `(B, hidden, ·, ·)` each (eq-fusion).
 

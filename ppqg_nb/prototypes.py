@@ -87,7 +87,7 @@ class Attention(nn.Module):
 
 # %% ../nbs/06_prototypes.ipynb #06-081
 class PrototypePrompt(nn.Module):
-    """Queries V_e `(B, N, C)` and prototypes P `(K, C)`, floats, to prompted queries V̄_e `(B, N, C)` (eq-prompt).
+    """Queries V^e `(B, N, C)` and prototypes P `(K, C)`, floats, to prompted queries V̄_e `(B, N, C)` (eq-prompt).
 
     Every frame reads the same P, and no sound is an input. `norm` adds a layer norm after the sum, as in the released
     system, which also has four heads and biases. Source: Huang et al., arXiv 2506.23623, audio prototype prompting.

@@ -194,6 +194,8 @@ def find_file(source, name, **download):
     if Path(source).exists():
         what = f'has no {name}' if Path(source).is_dir() else 'is a file'
         raise FileNotFoundError(f'{source} {what}; give the folder that save_pretrained wrote.')
+    if str(source).count('/') != 1:
+        raise FileNotFoundError(f'There is no folder {source}; name one that save_pretrained wrote, or a hub id, owner/name.')
     try: return hf_hub_download(str(source), name, **download)
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         why = str(e).strip().splitlines()[0]

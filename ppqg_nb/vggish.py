@@ -18,9 +18,9 @@ class VGGish(nn.Module):
     """Log-mel patches `(T, 96, 64)` to feature maps `(T, C^a, 6, 4)`: channels, time, bands (eq-vggish).
 
     Patches are float, ln(magnitude + 0.01) as `log_mel_patches` gives them; maps are not negative. `width` multiplies
-    all channel counts, each at least 8; with `width=1`, C^a (`channels`) is 512 and the layers have the names that
-    torchvggish gives them. Freeze it with `requires_grad_(False)`. Source: VGGish without its head, as in the released
-    system of Huang et al., arXiv 2506.23623.
+    all channel counts, each at least 8; with `width=1`, C^a (`channels`) is 512. The layers have the names that
+    torchvggish gives them. A width that is not positive raises a `ValueError`. Freeze it with `requires_grad_(False)`.
+    Source: VGGish without its head, as in the released system of Huang et al., arXiv 2506.23623.
     """
     def __init__(self, width=1.):
         super().__init__()
@@ -60,6 +60,9 @@ def load_torchvggish(model, state):
 
 # %% ../nbs/02_vggish.ipynb #02-046
 def audio_tokens(features):
-    "Feature maps `(T, C, 6, 4)` to tokens A `(T, S, C)`, S = 24, time before frequency (eq-audio-tokens)"
+    """Feature maps `(T, C, 6, 4)` to tokens A `(T, S, C)`, S = 24, time before frequency (eq-audio-tokens).
+
+    Any height and width will do; a `ValueError` says so if `features` has not four dimensions.
+    """
     check_shape(features, 'T C H W', 'features')
     return features.flatten(2).transpose(1, 2)
