@@ -145,7 +145,7 @@ class PixelDecoder(nn.Module):
     """
     def __init__(self, channels, hidden=256, layers=6, ffn=1024):
         super().__init__()
-        def norm(): return nn.GroupNorm(math.gcd(32, hidden), hidden)
+        def norm(): return nn.GroupNorm(math.gcd(32, hidden // 2), hidden)     # two channels a group, or more
         self.project = nn.ModuleList(nn.Sequential(nn.Conv2d(c, hidden, 1), norm()) for c in channels[:0:-1])
         self.encoder = PixelEncoder(hidden, layers, ffn) if layers else None
         self.lateral = nn.Sequential(nn.Conv2d(channels[0], hidden, 1, bias=False), norm())

@@ -28,6 +28,13 @@ def shaken(model):
 def joined(out): return [out[0], *out[1]]
 
 
+@pytest.mark.parametrize('hidden', (8, 32, 48, 256))
+def test_any_width_of_one_small_frame(hidden):
+    "One cell at V5 and few channels: each group of a group norm still has two numbers to compare."
+    out = joined(PixelDecoder(CHANNELS, hidden, layers=0)(pyramid(SIZES['one cell'], batch=1)))
+    assert all(m.isfinite().all() for m in out)
+
+
 @sizes
 @pytest.mark.parametrize('layers', (0, 1, 2))
 def test_any_sizes(sizes, layers):
