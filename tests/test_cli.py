@@ -1,0 +1,186 @@
+"The command as a person types it."
+import os, signal, subprocess, sys, time
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from clips import noise, save
+from ppqg_nb.cli import app
+from ppqg_nb.core import example_path
+from ppqg_nb.video import probe, read_frames, read_sound
+
+COMMAND = [sys.executable, '-c', 'from ppqg_nb.cli import main; main()']
+TIMES = np.arange(10)/10
+KINDS = {
+    'aac.mp4': dict(),
+    'vp9.webm': dict(codecs=('libvpx-vp9', 'libopus'), rate=48000),
+    'disc.mpg': dict(times=np.arange(25)/25, codecs=('mpeg2video', 'mp2'), fps=25),
+    'uneven.mkv': dict(times=(0, 0.1, 0.13, 0.4, 0.45, 0.9), codecs=('libx264', 'flac')),
+    'surround.mp4': dict(channels=6),
+    'mp3.mkv': dict(codecs=('libx264', 'libmp3lame'), pix_fmt='yuv420p10le'),
+}
+
+
+def clip(path, channels=1, rate=44100, **options):
+    "A second of picture with sound; `channels=0` leaves the sound out."
+    return save(path, **dict(dict(times=TIMES, wave=noise(rate, channels)[:, :rate] if channels else None, rate=rate), **options))
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch, tmp_path):
+    "An empty current folder, and text without colours, not wrapped."
+    monkeypatch.chdir(tmp_path)
+    for name, value in dict(COLUMNS='250', NO_COLOR='1', PYTHONIOENCODING='utf-8').items(): monkeypatch.setenv(name, value)
+
+
+def ppqg(*args):
+    "Exit code, standard output and standard error of the command, called in this process."
+    done = CliRunner().invoke(app, [str(a) for a in args], prog_name='ppqg')
+    return done.exit_code, done.stdout, done.stderr
+
+
+def typed(*args):
+    "The same, in a process of its own."
+    done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, encoding='utf-8')
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_kinds_of_files(name, tmp_path):
+    "Every kind becomes an MP4 for browsers, with its frames at their times, its length, and sound."
+    source = clip(tmp_path/name, **KINDS[name])
+    code, out, err = ppqg('segment', source, '-o', 'o.mp4', '--masks', 'maps')
+    assert code == 0, err
+    overlay = tmp_path/'o.mp4'
+    frames, copies = list(read_frames(source)), list(read_frames(overlay))
+    assert len(frames) == len(copies) == len(list((tmp_path/'maps').glob('*.png')))
+    assert np.allclose([f.time for f in frames], [f.time for f in copies], atol=1e-3)
+    with av.open(str(overlay)) as media: assert media.streams.video[0].codec_context.pix_fmt == 'yuv420p'
+    data = overlay.read_bytes()
+    assert 0 < data.index(b'moov') < data.index(b'mdat')
+    before, after = probe(source), probe(overlay)
+    assert after.codecs == ('h264', 'mp3' if name == 'mp3.mkv' else 'aac') and after.channels == before.channels
+    assert abs(after.duration - before.duration) < 0.11          # a frame
+    assert f'{len(frames)} frames' in out
+
+
+def test_sound_is_copied_bit_by_bit(tmp_path):
+    source = clip(tmp_path/'a.mp4')
+    assert ppqg('segment', source)[0] == 0
+    (x, _), (y, _) = read_sound(source), read_sound(tmp_path/'a_ppqg.mp4')
+    assert (x == y).all()
+
+
+def test_no_sound_is_a_sentence_unless_silent(tmp_path):
+    source = clip(tmp_path/'mute.mp4', channels=0)
+    code, out, err = ppqg('segment', source)
+    assert code == 1 and '--silent' in err and not out and sorted(p.name for p in tmp_path.iterdir()) == ['mute.mp4']
+    assert ppqg('segment', source, '--silent')[0] == 0
+    assert probe(tmp_path/'mute_ppqg.mp4').rate == 0
+
+
+def test_demo_writes_into_the_current_folder(tmp_path):
+    code, out, err = typed('demo')
+    assert code == 0 and 'RANDOM WEIGHTS' in err and 'ppqg_demo.mp4' in out
+    assert [p.name for p in tmp_path.iterdir()] == ['ppqg_demo.mp4']
+    assert probe(tmp_path/'ppqg_demo.mp4').duration == pytest.approx(5, abs=0.05)
+    red = list(read_frames(tmp_path/'ppqg_demo.mp4'))[60].image[:, 232, 20].tolist()
+    assert red[0] > 140 and red[1] < 60 and red[2] < 80
+
+
+def test_label_maps_are_classes_in_colour(tmp_path):
+    assert ppqg('segment', clip(tmp_path/'a.mp4'), '--masks', 'maps', '--fps', 2)[0] == 0
+    maps = [np.array(Image.open(p)) for p in sorted((tmp_path/'maps').glob('*.png'))]
+    assert len(maps) == 10 and {m.shape for m in maps} == {(48, 64)} and max(m.max() for m in maps) < 71
+    assert all((maps[i] == maps[i - i % 5]).all() for i in range(10))      # held between the looks at 0 and 0.5 s
+
+
+@pytest.mark.parametrize('args, code, words', [
+    (['segment'], 2, 'Missing argument'),
+    (['segment', 'a.mp4', '--siez', '64'], 2, '--size'),
+    (['sgment', 'a.mp4'], 2, 'segment'),
+    (['segment', 'a.mp4', '-o', 'b.mov'], 2, '.mp4'),
+    (['segment', 'b.mp4'], 1, 'no file'),
+    (['segment', '.'], 1, 'folder'),
+    (['segment', 'text.mp4'], 1, 'FFmpeg'),
+    (['segment', 'cut.mp4'], 1, 'FFmpeg'),
+    (['segment', 'sound.wav'], 1, 'sound'),
+    (['segment', 'a.mp4', '-o', 'a.mp4', '--overwrite'], 1, 'input itself'),
+    (['segment', 'a.mp4', '-o', 'full.mp4'], 1, '--overwrite'),
+    (['segment', 'a.mp4', '-o', 'nowhere/b.mp4'], 1, 'does not exist'),
+    (['segment', 'a.mp4', '--masks', 'text.mp4'], 1, 'is a file'),
+    (['segment', 'a.mp4', '--preset', 'huge'], 1, 'scenes-tiny'),
+    (['segment', 'a.mp4', '--preset', 'released-ms3-swin-base-384'], 1, 'region'),
+    (['segment', 'a.mp4', '--device', 'tpu'], 1, 'cpu'),
+    (['segment', 'a.mp4', '--size', '8'], 1, '32'),
+    (['segment', 'a.mp4', '--fps', '-1'], 1, 'above 0'),
+    (['segment', 'a.mp4', '--weights', 'missing-folder'], 1, 'missing-folder'),
+], ids=lambda a: ' '.join(a) if isinstance(a, list) else None)
+def test_mistakes_are_sentences(args, code, words, tmp_path):
+    "The right code, no traceback, and nothing written."
+    whole = clip(tmp_path/'a.mp4').read_bytes()
+    (tmp_path/'text.mp4').write_text('this is no video')
+    (tmp_path/'cut.mp4').write_bytes(whole[:len(whole)//2])
+    (tmp_path/'full.mp4').write_bytes(b'somebody else wrote this')
+    with av.open(str(tmp_path/'sound.wav'), 'w') as out:
+        stream = out.add_stream('pcm_s16le', rate=16000, layout='mono')
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), 's16', 'mono')
+        frame.rate = 16000
+        out.mux(stream.encode(frame))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    found, out, err = ppqg(*args)
+    assert found == code, err
+    assert words in out + err and 'Traceback' not in err
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_debug_shows_the_traceback():
+    code, _, err = typed('segment', 'nix.mp4', '--debug')
+    assert code == 1 and 'Traceback' in err
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='signals of POSIX')
+@pytest.mark.parametrize('kill', [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_nothing_half_written(kill, tmp_path):
+    clip(tmp_path/'long.mp4', times=np.arange(3000)/25)
+    (tmp_path/'o.mp4').write_bytes(b'the result of yesterday')
+    args = ['segment', 'long.mp4', '-o', 'o.mp4', '--masks', 'maps', '--overwrite']
+    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)      # a shell's background jobs ignore it
+    process = subprocess.Popen(COMMAND + args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=default)
+    while not any(p.name.startswith('.maps') and any(p.iterdir()) for p in tmp_path.iterdir()):      # until it is at work
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(kill)
+    assert process.wait(60) == 130
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['long.mp4', 'o.mp4']
+    assert (tmp_path/'o.mp4').read_bytes() == b'the result of yesterday'
+
+
+def test_weights_of_ones_own_carry_no_note(tmp_path):
+    from ppqg_nb.vct import VCT
+    VCT.from_preset('scenes-tiny').save_pretrained(tmp_path/'mine')
+    code, _, err = ppqg('segment', clip(tmp_path/'a.mp4'), '--weights', 'mine')
+    assert code == 0 and 'RANDOM' not in err
+
+
+def test_help_and_info():
+    code, out, _ = typed('--help')
+    assert code == 0 and all(word in out for word in ('segment', 'demo', 'info', 'ppqg demo'))
+    code, out, _ = typed('info')
+    assert code == 0 and all(word in out for word in ('torch', 'FFmpeg', 'cpu', 'scenes-tiny', 'released-avss-swin-base-384'))
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from ppqg_nb import cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def test_overlay_of_the_example_is_the_same_each_time(tmp_path):
+    results = []
+    for name in ('one.mp4', 'two.mp4'):
+        assert typed('segment', str(example_path()), '-o', name, '--fps', '2')[0] == 0
+        results.append((tmp_path/name).read_bytes())
+    assert results[0] == results[1]
