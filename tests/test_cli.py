@@ -101,7 +101,7 @@ def test_label_maps_are_classes_in_colour(tmp_path):
 @pytest.mark.parametrize('args, code, words', [
     (['segment'], 2, 'Missing argument'),
     (['segment', 'a.mp4', '--siez', '64'], 2, '--size'),
-    (['sgment', 'a.mp4'], 2, 'segment'),
+    (['sgment', 'a.mp4'], 2, 'No such command'),
     (['segment', 'a.mp4', '-o', 'b.mov'], 2, '.mp4'),
     (['segment', 'b.mp4'], 1, 'no file'),
     (['segment', '.'], 1, 'folder'),

@@ -126,7 +126,6 @@ def test_dtypes_of_frames():
     (lambda: normalize(torch.ones(1, 3, 8, 8, dtype=torch.int64)), r'torch.int64'),
     (lambda: Backbone('swin_base'), r"no model 'swin_base'; did you mean swin"),
     (lambda: Backbone('qqqq'), r'did you mean resnet50\?'),
-    (lambda: Backbone('visformer_tiny'), r'strides \[8, 16, 32\]'),
     (lambda: Backbone('convnext_atto')(torch.randn(1, 3, 64, 65)), r'64 × 65 pixels; multiples of 32'),
 ])
 def test_mistakes_get_a_sentence(wrong, words):
