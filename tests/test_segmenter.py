@@ -1,0 +1,336 @@
+"Models on video files: what is heard and seen, when, how it is shown, and that results are whole or not there."
+import math
+import re
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from clips import save
+from ppqg_nb.audio import RATE, SPAN, patches_at, resample
+from ppqg_nb.core import Config, class_colors, example_path
+from ppqg_nb.masks import label_map, upsample
+from ppqg_nb.segmenter import (Object, Segmenter, Step, contenders, folder_beside, font, heard, ink, overlay, place,
+                               read_maps, regions, save_labels, segment_file)
+from ppqg_nb.vct import VCT
+from ppqg_nb.video import MediaError, probe, read_frames, read_sound
+
+
+def clip(path, times=tuple(i / 10 for i in range(10)), size=(64, 48), sound=True, rate=48000, **options):
+    "A file of a warm square that moves over blue, and a tone of a second."
+    images = np.full((len(times), size[1], size[0], 3), (40, 60, 90), np.uint8)
+    for i, image in enumerate(images): image[size[1] // 4:size[1] // 4 + 12, (x := 3 * i % (size[0] - 12)):x + 12] = (230, 120, 40)
+    wave = .3 * np.sin(2 * np.pi * 330 / rate * np.arange(rate))[None]
+    return save(path, times, images, wave if sound else None, rate, **options)
+
+
+FLAC = dict(codecs=('libx264', 'flac'))
+EXACT = dict(codecs=('ffv1', 'flac'), pix_fmt='bgr0')
+
+
+class Fake:
+    "Marks what is redder than it is blue as class 1, if there is any sound; keeps what it was given."
+    config = Config(classes=('background', 'warm'), image_size=64)
+
+    def __init__(self): self.frames, self.patches = [], []
+    def to(self, device): return self
+    def eval(self): return self
+    def compose(self, pred): return pred
+    def __call__(self, frames, patches, every_layer=True):
+        self.frames.append(frames)
+        self.patches.append(patches)
+        loud = (patches.amax((1, 2)) > math.log(.02)).float()
+        return torch.stack([torch.full_like(frames[:, 0], .1), (frames[:, 0] - frames[:, 2]).clamp(min=0) * loud[:, None, None]], 1)
+
+
+@pytest.fixture
+def source(tmp_path): return clip(tmp_path/'source.mp4')
+
+
+@pytest.mark.parametrize('rate', [8000, 44100, 48000])
+def test_each_step_hears_the_patch_around_its_frame(tmp_path, rate):
+    source, model = clip(tmp_path/'a.mkv', (0, .1, .13, .4, .45, .9), rate=rate, **FLAC), Fake()
+    times = [s.time for s in Segmenter(model).stream(source)]
+    wanted = patches_at(resample(*read_sound(source)), RATE, times)
+    assert len(times) == 6 and torch.equal(torch.cat(model.patches), wanted)
+
+
+@pytest.mark.parametrize('offset, hears', [(-.4865, True), (-.47, True), (0, True), (.47, True), (.4865, True), (.489, False), (-.489, False)])
+def test_window_of_a_step(offset, hears):
+    sound = torch.zeros(5 * RATE)
+    at = round((2 + offset) * RATE)
+    sound[at - 8:at + 8] = .9
+    assert bool((heard(sound, 2.) > math.log(.01) + 1e-3).any()) == hears
+    assert SPAN / RATE == .975
+
+
+def test_hearing_costs_the_same_anywhere_in_a_film():
+    sound = torch.zeros(RATE * 3600)
+    began = time.perf_counter()
+    for t in range(0, 3600, 60): heard(sound, t)
+    assert time.perf_counter() - began < 5      # with the whole sound each time: minutes
+
+
+def test_nothing_to_hear_outside_of_the_sound():
+    sound = torch.ones(100)
+    for t in (-5., 5., 1e5): assert (heard(sound, t) - math.log(.01)).abs().max() < 1e-6
+    assert heard(torch.zeros(0), 1.).shape == (1, 96, 64)
+
+
+TIMES = {'even': [i / 10 for i in range(10)], 'uneven': [0, .1, .13, .4, .45, .9], 'milliseconds': [round(i / 30, 3) for i in range(30)]}
+
+@pytest.mark.parametrize('fps', [.5, 1, 3, 5, 10, 30, 1000])
+@pytest.mark.parametrize('kind', TIMES)
+def test_looks_at_the_first_frame_at_or_after_each_due_time(tmp_path, kind, fps):
+    source = clip(tmp_path/'a.mkv', TIMES[kind], **FLAC)
+    shown = [f.time for f in read_frames(source)]
+    due = [k / fps for k in range(math.ceil((shown[-1] + .001) * fps) + 1)]
+    wanted = sorted({next(t for t in shown if t > d - .001) for d in due if d < shown[-1] + .001})
+    assert [s.time for s in Segmenter(Fake()).stream(source, fps)] == wanted
+    if kind == 'milliseconds' and fps == 30: assert len(wanted) == 30
+
+
+def test_held_steps_have_their_own_frames_and_the_last_masks(source):
+    model = Fake()
+    held = list(Segmenter(model).stream(source, fps=2, hold=True))
+    frames = list(read_frames(source))
+    assert len(model.frames) == 2 and [s.time for s in held] == [f.time for f in frames]
+    assert all(torch.equal(s.frame, f.image) for s, f in zip(held, frames))
+    assert all(s.labels is held[5 * (i // 5)].labels for i, s in enumerate(held))
+
+
+def test_reads_as_it_goes(source):
+    model = Fake()
+    stream = Segmenter(model).stream(source)
+    next(stream), next(stream)
+    assert len(model.frames) == 2
+
+
+def test_silent(source, tmp_path):
+    mute = clip(tmp_path/'mute.mp4', sound=False)
+    with pytest.raises(MediaError, match='--silent'): next(Segmenter(Fake()).stream(mute))
+    for path in (mute, source): assert not any(s.objects for s in Segmenter(Fake()).stream(path, silent=True))
+    assert any(s.objects for s in Segmenter(Fake()).stream(source))
+
+
+@pytest.mark.parametrize('fps', [0, -1, math.nan, math.inf])
+def test_wrong_fps(source, fps):
+    with pytest.raises(ValueError, match='above 0'): next(Segmenter(Fake()).stream(source, fps))
+
+
+@pytest.mark.parametrize('size', [(40, 30), (64, 48), (48, 96), (33, 35), (320, 180)], ids=str)
+def test_any_shape_is_scaled_to_a_square_and_back(tmp_path, size):
+    source, model = clip(tmp_path/'a.mkv', size=size, **EXACT), Fake()
+    for step in Segmenter(model, 128).stream(source):
+        assert step.labels.shape == step.frame.shape[1:] == size[::-1] and step.maps.shape == (2, 128, 128)
+        true = (step.frame[0] > 150)
+        assert ((step.labels == 1) & true).sum() / ((step.labels == 1) | true).sum() > .7
+        (o,), (y, x) = step.objects, true.nonzero(as_tuple=True)
+        for a, b in zip(o.box, (x.min(), y.min(), x.max() + 1, y.max() + 1)): assert abs(a - b.item()) <= 2
+    assert {f.shape for f in model.frames} == {(1, 3, 128, 128)}
+    assert all(0 <= f.min() and f.max() <= 1 for f in model.frames)
+
+
+def test_objects():
+    maps = torch.zeros(1, 4, 8, 8)
+    maps[0, 0], maps[0, 3, 2:5, 1:3], maps[0, 2, 6, 6] = .5, .9, .7
+    labels, objects = read_maps(maps, (8, 8), ('background', 'a', 'b', 'c'))
+    assert objects[0] == Object('c', 3, pytest.approx(.9), 6 / 64, (1, 2, 3, 5))
+    assert objects[1] == Object('b', 2, pytest.approx(.7), 1 / 64, (6, 6, 7, 7))
+    assert labels.dtype == torch.uint8 and len(objects) == 2
+
+
+@pytest.mark.parametrize('size', [(9, 12), (36, 48), (31, 77), (5, 7), (1, 1)], ids=str)
+@pytest.mark.parametrize('classes', [2, 71])
+def test_maps_are_read_exactly(size, classes):
+    "Not only by the classes that win on a pixel of the model."
+    for _ in range(10):
+        maps = torch.randn(1, classes, 9, 12)
+        labels, objects = read_maps(maps, size, [str(k) for k in range(classes)])
+        wanted = label_map(upsample(maps, size))[0]
+        assert torch.equal(labels.long(), wanted)
+        assert {o.index for o in objects} == set(wanted.unique().tolist()) - {0}
+        assert abs(sum(o.area for o in objects) - (wanted > 0).float().mean()) < 1e-5
+
+
+def test_few_contenders_where_regions_are_wide():
+    maps = torch.rand(1, 71, 64, 64) * .1
+    maps[:, 0] = .5
+    maps[:, 9, 10:30, 10:30] = .9
+    assert contenders(maps).tolist() == [0, 9]
+
+
+@pytest.mark.parametrize('config, size, words', [
+    (Fake.config, 31, 'at least 32'), (Config(classes=[str(i) for i in range(257)]), None, '256'),
+    (Config(classes=('a', 'b'), regions=True), None, 'region map')], ids=['small', 'classes', 'regions'])
+def test_models_that_cannot_be_used(config, size, words):
+    model = Fake()
+    model.config = config
+    with pytest.raises(ValueError, match=words): Segmenter(model, size)
+
+
+def shape_step(background, size=(120, 160), k=6, box=(60, 40, 100, 80), name='bell'):
+    labels = torch.zeros(size, dtype=torch.uint8)
+    labels[box[1]:box[3], box[0]:box[2]] = k
+    frame = torch.as_tensor(background, dtype=torch.uint8).view(-1, 1, 1).expand(3, *size).clone()
+    return Step(0., frame, torch.zeros(71, 1, 1), labels, (Object(name, k, 1., (labels > 0).float().mean().item(), box),))
+
+
+@pytest.mark.parametrize('k', [1, 6, 7, 15, 70])
+@pytest.mark.parametrize('background', [0, 64, 128, 200, 255])
+def test_an_outline_can_be_seen(background, k):
+    "Across the border of an object there is a step of at least 60 in some channel, whatever is below."
+    image = overlay(shape_step(background, k=k)).int()
+    row = image[:, 60, 50:110]
+    assert (row[:, 1:] - row[:, :-1]).abs().amax(0).max() >= 60
+
+
+def test_what_is_not_marked_is_not_touched():
+    step = shape_step(90, box=(60, 60, 100, 100))
+    same = (overlay(step) == step.frame).all(0)
+    assert same[:40].all() and same[:, :55].all() and same[:, 105:].all() and not same[65:95, 65:95].any()
+
+
+@pytest.mark.parametrize('box', [(0, 0, 20, 20), (140, 0, 160, 20), (140, 100, 160, 120), (0, 100, 20, 120), (150, 50, 160, 90)], ids=str)
+@pytest.mark.parametrize('note', [None, 'a note'])
+def test_names_stay_inside(box, note):
+    "The chip of a name is as wide as in the middle of the frame, and not covered by the note's bar."
+    teal = lambda step: (overlay(step, note).permute(1, 2, 0) == torch.from_numpy(class_colors(7)[6])).all(-1).sum().item()
+    names = teal(shape_step(0)), teal(shape_step(0, box=box))
+    assert names[0] > 50 and abs(names[0] - names[1]) < 12
+
+
+def test_chips_do_not_cover_each_other():
+    taken = []
+    for box in [(10, 10, 50, 50), (12, 12, 40, 40), (14, 11, 30, 30), (60, 10, 90, 40)]:
+        x, y = place(box, (40, 14), (200, 200), taken)
+        assert all(x >= c[2] or x + 40 <= c[0] or y >= c[3] or y + 14 <= c[1] for c in taken)
+        taken.append((x, y, x + 40, y + 14))
+    assert place((0, 0, 5, 5), (300, 300), (200, 200), []) == (0, 0)
+
+
+def test_every_region_is_found():
+    labels = torch.zeros(1080, 1920, dtype=torch.uint8)
+    labels[100:400, 100:500], labels[600:900, 1000:1500], labels[0:4, 0:4] = 6, 6, 7
+    found = regions(labels)
+    assert [k for k, _ in found] == [6, 6]
+    for a, b in zip(found[0][1] + found[1][1], (1000, 600, 1500, 900, 100, 100, 500, 400)): assert abs(a - b) < 5
+
+
+@pytest.mark.parametrize('size', [(30, 40), (96, 48), (720, 1280)], ids=str)
+def test_note(size):
+    step = shape_step(255, size, box=(0, 0, 10, 10))
+    image = overlay(step, 'RANDOM WEIGHTS: the marks mean nothing')
+    red = (image.permute(1, 2, 0) == torch.tensor([176, 0, 32])).all(-1)
+    assert red[-1].all() and red[-1, 0] and not red[:size[0] // 2].any()
+    assert (image[1, red.any(1)] > 80).any()                    # letters on it
+    wide = font(12).getlength('RANDOM WEIGHTS: the marks mean nothing')
+    if wide < size[1]: assert red[red.any(1)][:, :2].all() and red[red.any(1)][:, -2:].all()
+
+
+def test_ink():
+    assert ink((255, 255, 255)) == ink((255, 255, 0)) == ink((128, 128, 128)) == 'black'
+    assert ink((0, 0, 0)) == ink((0, 0, 255)) == ink((128, 0, 0)) == 'white'
+
+
+def test_label_maps_hold_classes_and_colors(tmp_path):
+    labels = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    save_labels(tmp_path/'a.png', labels)
+    with Image.open(tmp_path/'a.png') as picture:
+        assert picture.mode == 'P' and np.array_equal(np.array(picture), labels.numpy())
+        assert np.array_equal(np.array(picture.convert('RGB')).reshape(-1, 3), class_colors(256))
+
+
+def tree(folder): return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob('*')}
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, SystemExit])
+def test_folder_is_whole_or_as_before(tmp_path, error):
+    for exists in (False, True):
+        if exists:
+            (tmp_path/'maps').mkdir()
+            for name in ('000000.png', '000009.png', 'notes.txt', '12.png'): (tmp_path/'maps'/name).write_text('old')
+        before = tree(tmp_path)
+        with pytest.raises(error), folder_beside(tmp_path/'maps') as part:
+            (part/'000000.png').write_text('new')
+            raise error
+        assert tree(tmp_path) == before
+    with folder_beside(tmp_path/'maps') as part: (part/'000000.png').write_text('new')
+    found = {p.name: p.read_text() for p in (tmp_path/'maps').iterdir()}
+    assert found == {'000000.png': 'new', 'notes.txt': 'old', '12.png': 'old'}
+    assert [p.name for p in tmp_path.iterdir()] == ['maps']
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='permissions of POSIX')
+def test_new_folder_can_be_read_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'other').mkdir()
+    with folder_beside('maps'): pass
+    assert (tmp_path/'maps').stat().st_mode == (tmp_path/'other').stat().st_mode
+
+
+def test_segment_file(source, tmp_path):
+    seen = []
+    n = segment_file(Segmenter(Fake()), source, tmp_path/'o.mp4', tmp_path/'maps', fps=5, seen=seen.append)
+    assert n == len(seen) == 10 and sorted(p.name for p in (tmp_path/'maps').iterdir()) == [f'{i:06}.png' for i in range(10)]
+    assert [f.time for f in read_frames(tmp_path/'o.mp4')] == pytest.approx([f.time for f in read_frames(source)], abs=1e-3)
+    assert torch.equal(read_sound(tmp_path/'o.mp4')[0], read_sound(source)[0])
+    for i, step in enumerate(seen):
+        with Image.open(tmp_path/'maps'/f'{i:06}.png') as picture: assert np.array_equal(np.array(picture), step.labels.numpy())
+    shown = torch.stack([f.image.float() for f in read_frames(tmp_path/'o.mp4')])
+    assert (shown - torch.stack([overlay(s).float() for s in seen])).abs().mean() < 4
+
+
+@pytest.mark.parametrize('size', [(40, 30), (48, 96), (33, 35)], ids=str)
+def test_shapes_of_files(tmp_path, size):
+    source = clip(tmp_path/'a.mkv', size=size, **EXACT)
+    segment_file(Segmenter(Fake()), source, tmp_path/'o.mp4', tmp_path/'maps', note='a note that is longer than the frame is wide')
+    m = probe(tmp_path/'o.mp4')
+    assert (m.width, m.height) == tuple(n + n % 2 for n in size)
+    with Image.open(tmp_path/'maps'/'000003.png') as picture: assert picture.size == size
+
+
+def test_two_runs_are_equal(tmp_path):
+    for name in 'ab':
+        segment_file(Segmenter(Fake()), example_path(), tmp_path/f'{name}.mp4', tmp_path/name, fps=8)
+    assert (tmp_path/'a.mp4').read_bytes() == (tmp_path/'b.mp4').read_bytes()
+    assert tree(tmp_path/'a') == tree(tmp_path/'b') and len(tree(tmp_path/'a')) == 125
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize('old', [False, True], ids=['new', 'replaced'])
+@pytest.mark.parametrize('count', [1, 5, 10])
+def test_interrupted_half_way_leaves_all_as_it_was(source, tmp_path, error, old, count):
+    if old:
+        (tmp_path/'o.mp4').write_bytes(b'old')
+        (tmp_path/'maps').mkdir()
+        (tmp_path/'maps'/'000000.png').write_bytes(b'old')
+    before, steps = tree(tmp_path), []
+    def seen(step):
+        steps.append(step)
+        if len(steps) == count: raise error
+    with pytest.raises(error): segment_file(Segmenter(Fake()), source, tmp_path/'o.mp4', tmp_path/'maps', seen=seen)
+    assert tree(tmp_path) == before
+
+
+def test_files_that_are_no_videos_leave_nothing(tmp_path):
+    (tmp_path/'text.mp4').write_text('not a video')
+    before = tree(tmp_path)
+    for name in ('text.mp4', 'missing.mp4'):
+        with pytest.raises(MediaError): segment_file(Segmenter(Fake()), tmp_path/name, tmp_path/'o.mp4', tmp_path/'maps')
+    assert tree(tmp_path) == before
+
+
+def test_a_real_model(source):
+    model = VCT.from_preset('scenes-tiny').train()
+    segmenter = Segmenter(model, 96)
+    a, b = next(segmenter.stream(source)), next(segmenter.stream(source))
+    assert not model.training and a.maps.shape == (71, 96, 96) and torch.equal(a.maps, b.maps)
+    assert not a.maps.requires_grad and all(re.fullmatch('[a-z-]+', o.name) for o in a.objects)
+    image = F.interpolate(a.frame[None].float() / 255, (96, 96), mode='bilinear', antialias=True).clamp(0, 1)
+    with torch.no_grad(): maps = model.compose(model(image, heard(resample(*read_sound(source)), a.time)))
+    assert (maps[0] - a.maps).abs().max() < 1e-5
