@@ -59,7 +59,9 @@ def print_version(wanted: bool):
 
 @app.callback(epilog='Begin with [bold]ppqg demo[/]. Exit codes: 0 done, 1 the input, 2 the command line, '
                      '130 interrupted.')
-def ppqg(version: Annotated[bool, flag('--version', 'Print the version.', callback=print_version, is_eager=True)] = False):
+def ppqg(
+    version: Annotated[bool, flag('--version', 'Print the version.', callback=print_version, is_eager=True)] = False,
+):
     "Mark in a video the objects that make its sound."
 
 # %% ../nbs/27_cli.ipynb #27-016
@@ -76,8 +78,9 @@ def load(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = VCT.from_preset(preset)
-    screen.print(Panel(f'{RANDOM}\nNo trained weights ship with this version. What you will see shows that everything runs on '
-                       'your file, not what a trained model finds. Load trained weights with --weights.', style='bold white on red'))
+    screen.print(Panel(f'{RANDOM}\nNo trained weights ship with this version. What you will see shows that everything '
+                       'runs on your file, not what a trained model finds. Load trained weights with --weights.',
+                       style='bold white on red'))
     return model, RANDOM
 
 # %% ../nbs/27_cli.ipynb #27-021
@@ -97,19 +100,21 @@ def pick_device(name):
 # %% ../nbs/27_cli.ipynb #27-024
 def check_output(source, out, masks, overwrite):
     "Raise an error, one sentence, where results could not be written or would destroy something"
-    if out.suffix.lower() != '.mp4': raise typer.BadParameter(f'{out} does not end in .mp4, the one format that is written.')
+    if out.suffix.lower() != '.mp4':
+        raise typer.BadParameter(f'{out} does not end in .mp4, the one format that is written.')
     for path in filter(None, (out, masks)):
         folder = path.absolute().parent
-        if not folder.is_dir(): raise ValueError(f'The folder {folder} does not exist; make it first, or write elsewhere.')
+        if not folder.is_dir(): raise ValueError(f'There is no folder {folder}; make it first, or write elsewhere.')
         if not os.access(folder, os.W_OK): raise ValueError(f'The folder {folder} is not writable; write elsewhere.')
     if out.is_dir(): raise ValueError(f'{out} is a folder; name a file with -o.')
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f'{out} is the input itself; choose another name with -o.')
-    if out.exists() and not overwrite: raise ValueError(f'{out} exists; choose another name with -o, or pass --overwrite.')
+    if out.exists() and not overwrite:
+        raise ValueError(f'{out} exists; choose another name with -o, or pass --overwrite.')
     if masks and masks.exists():
         if not masks.is_dir(): raise ValueError(f'{masks} is a file; name a folder for the label maps.')
         if any(masks.iterdir()) and not overwrite:
-            raise ValueError(f'{masks} is not empty; name another folder, or pass --overwrite to replace the label maps in it.')
+            raise ValueError(f'{masks} is not empty; name another folder, or pass --overwrite to replace its label maps.')
 
 # %% ../nbs/27_cli.ipynb #27-027
 def run(source, out, masks=None, preset='scenes-tiny', weights=None, device='auto', fps=None, size=None, silent=False):
@@ -118,12 +123,14 @@ def run(source, out, masks=None, preset='scenes-tiny', weights=None, device='aut
     media = probe(source)
     if not (media.rate or silent):
         raise MediaError(f'{source} has no sound, and the model needs to hear; pass --silent to let it hear silence.')
-    if fps is not None and not fps > 0: raise ValueError(f'--fps is {fps}; it must be above 0, e.g. 1 for one look a second.')
+    if fps is not None and not fps > 0:
+        raise ValueError(f'--fps is {fps}; it must be above 0, e.g. 1 for one look a second.')
     device = pick_device(device)
     from ppqg_nb.segmenter import Segmenter, segment_file
     model, note = load(preset, weights)
     segmenter = Segmenter(model, size, device)
-    columns = TextColumn('{task.description}'), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(elapsed_when_finished=True)
+    columns = (TextColumn('{task.description}'), BarColumn(), TaskProgressColumn(),
+               TimeRemainingColumn(elapsed_when_finished=True))
     with Progress(*columns, console=screen) as bar:
         task = bar.add_task(source.name, total=media.duration or None)
         seen = lambda step: bar.update(task, completed=step.time)
@@ -138,7 +145,8 @@ def option(text, *names, metavar):
     "An option of the command line that takes a value, shown as `metavar`"
     return typer.Option(*names, metavar=metavar, help=text)
 
-Out = Annotated[Optional[Path], option('The overlay to write. Default: IN_ppqg.mp4 in the current folder.', '-o', '--out', metavar='OUT.mp4')]
+Out = Annotated[Optional[Path], option('The overlay to write. Default: IN_ppqg.mp4 in the current folder.',
+                                       '-o', '--out', metavar='OUT.mp4')]
 Masks = Annotated[Optional[Path], option('Also write one PNG label map a frame into this folder.', metavar='DIR')]
 Preset = Annotated[str, option('Architecture, with random weights; ppqg info lists them.', metavar='NAME')]
 Weights = Annotated[Optional[str], option('Trained weights: a folder that save_pretrained wrote, or a hub id. '
@@ -196,12 +204,12 @@ def parameters(config):
 
 # %% ../nbs/27_cli.ipynb #27-066
 def versions():
-    "This package, Python, and what it stands on, with their versions, as one line"
+    "This package and what it stands on, with their versions, as one line"
     import av
     from importlib.metadata import version
-    names = 'torch torchvision torchaudio timm av'.split()
-    return ', '.join([f'ppqg_nb {version("ppqg_nb")}', f'Python {platform.python_version()}', *(f'{n} {version(n)}' for n in names),
-                      f'FFmpeg {av.ffmpeg_version_info}', platform.platform()])
+    names = 'ppqg_nb torch torchvision torchaudio timm av'.split()
+    return ', '.join([*(f'{name} {version(name)}' for name in names), f'FFmpeg {av.ffmpeg_version_info}',
+                      f'Python {platform.python_version()}', platform.platform()])
 
 @app.command()
 def info(debug: Debug = False):
@@ -212,8 +220,8 @@ def info(debug: Debug = False):
         print(f'devices: {", ".join(devices())}; --device auto takes {devices()[-1]}\n')
         table = Table('preset', 'parameters', 'pixels', 'queries', 'classes', 'needs', box=None, pad_edge=False)
         for name, c in PRESETS.items():
-            table.add_row(name, f'{parameters(c) / 1e6:.1f} M', str(c.image_size), str(c.num_queries), str(len(c.classes)),
-                          'region maps' if c.regions else '')
+            sizes = c.image_size, c.num_queries, len(c.classes)
+            table.add_row(name, f'{parameters(c) / 1e6:.1f} M', *map(str, sizes), 'region maps' if c.regions else '')
         Console().print(table)
 
 # %% ../nbs/27_cli.ipynb #27-071

@@ -110,7 +110,7 @@ def test_label_maps_are_classes_in_colour(tmp_path):
     (['segment', 'sound.wav'], 1, 'sound'),
     (['segment', 'a.mp4', '-o', 'a.mp4', '--overwrite'], 1, 'input itself'),
     (['segment', 'a.mp4', '-o', 'full.mp4'], 1, '--overwrite'),
-    (['segment', 'a.mp4', '-o', 'nowhere/b.mp4'], 1, 'does not exist'),
+    (['segment', 'a.mp4', '-o', 'nowhere/b.mp4'], 1, 'no folder'),
     (['segment', 'a.mp4', '--masks', 'text.mp4'], 1, 'is a file'),
     (['segment', 'a.mp4', '--preset', 'huge'], 1, 'scenes-tiny'),
     (['segment', 'a.mp4', '--preset', 'released-ms3-swin-base-384'], 1, 'region'),
