@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from . import __version__
 
 # %% ../nbs/27_cli.ipynb #27-007
 screen = Console(stderr=True)     # for people; results go to standard output
@@ -53,8 +54,7 @@ Debug = Annotated[bool, flag('--debug', 'Show the whole traceback of an error.')
 def print_version(wanted: bool):
     "Print the version and stop, if `wanted`"
     if not wanted: return
-    from importlib.metadata import version
-    print(f'ppqg_nb {version("ppqg_nb")}')
+    print(f'ppqg_nb {__version__}')
     raise typer.Exit()
 
 @app.callback(epilog='Begin with [bold]ppqg demo[/]. Exit codes: 0 done, 1 the input, 2 the command line, '
@@ -114,7 +114,7 @@ def check_output(source, out, masks, overwrite):
     if masks and masks.exists():
         if not masks.is_dir(): raise ValueError(f'{masks} is a file; name a folder for the label maps.')
         if any(masks.iterdir()) and not overwrite:
-            raise ValueError(f'{masks} is not empty; name another folder, or pass --overwrite to replace its label maps.')
+            raise ValueError(f'{masks} is not empty; name another folder, or replace its label maps with --overwrite.')
 
 # %% ../nbs/27_cli.ipynb #27-027
 def run(source, out, masks=None, preset='scenes-tiny', weights=None, device='auto', fps=None, size=None, silent=False):
@@ -207,9 +207,9 @@ def versions():
     "This package and what it stands on, with their versions, as one line"
     import av
     from importlib.metadata import version
-    names = 'ppqg_nb torch torchvision torchaudio timm av'.split()
-    return ', '.join([*(f'{name} {version(name)}' for name in names), f'FFmpeg {av.ffmpeg_version_info}',
-                      f'Python {platform.python_version()}', platform.platform()])
+    names = 'torch torchvision torchaudio timm av'.split()
+    return ', '.join([f'ppqg_nb {__version__}', *(f'{name} {version(name)}' for name in names),
+                      f'FFmpeg {av.ffmpeg_version_info}', f'Python {platform.python_version()}', platform.platform()])
 
 @app.command()
 def info(debug: Debug = False):
