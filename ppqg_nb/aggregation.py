@@ -6,9 +6,8 @@
 __all__ = ['PixelEmbedding', 'flatten', 'Aggregation']
 
 # %% ../nbs/05_aggregation.ipynb #05-002
-import torch
 import torch.nn.functional as F
-from torch import nn, Tensor
+from torch import nn
 from .core import MLP, check_shape
 
 # %% ../nbs/05_aggregation.ipynb #05-016

@@ -8,7 +8,7 @@ __all__ = ['gumbel_noise', 'hard', 'Grouping']
 # %% ../nbs/07_grouping.ipynb #07-002
 import math
 import torch
-from torch import nn, Tensor
+from torch import nn
 
 # %% ../nbs/07_grouping.ipynb #07-021
 def gumbel_noise(like):

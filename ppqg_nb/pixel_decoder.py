@@ -10,7 +10,7 @@ __all__ = ['deformable_attention', 'reference_points', 'star', 'DeformableAttent
 import math
 import torch
 import torch.nn.functional as F
-from torch import nn, Tensor
+from torch import nn
 
 # %% ../nbs/04_pixel_decoder.ipynb #04-020
 def deformable_attention(values, shapes, points, weights):

@@ -9,7 +9,7 @@ __all__ = ['pool_audio', 'prototype_table', 'PrototypeScores', 'pac_loss', 'Atte
 import math
 import torch
 import torch.nn.functional as F
-from torch import nn, Tensor
+from torch import nn
 from .core import check_shape
 
 # %% ../nbs/06_prototypes.ipynb #06-015

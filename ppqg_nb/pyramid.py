@@ -12,7 +12,7 @@ import timm, torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from timm.models.swin_transformer import SwinTransformerBlock
-from torch import nn, Tensor
+from torch import nn
 from torchvision.ops import SqueezeExcitation
 from .core import check_shape
 

@@ -7,7 +7,6 @@ __all__ = ['AudioQueries', 'CrossAggregation', 'visual_contrast', 'Generated', '
 
 # %% ../nbs/08_queries.ipynb #08-002
 from typing import NamedTuple, Optional
-import torch
 from fastcore.basics import patch
 from torch import nn, Tensor
 from .core import MLP, check_shape

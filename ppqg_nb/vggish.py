@@ -6,7 +6,6 @@
 __all__ = ['CHANNELS', 'POOLED', 'HEAD', 'VGGish', 'load_torchvggish', 'audio_tokens']
 
 # %% ../nbs/02_vggish.ipynb #02-002
-import torch
 from torch import nn
 from .core import check_shape
 

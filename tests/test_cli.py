@@ -1,5 +1,5 @@
 "The command as a person types it."
-import os, signal, subprocess, sys, time
+import signal, subprocess, sys, time
 
 import av
 import numpy as np

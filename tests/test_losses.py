@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from ppqg_nb.core import PRESETS, Config
-from ppqg_nb.losses import (bce_cost, compared, criterion, dice, dice_cost, draw, frame_target, layer_losses, mask_count,
-                            mask_losses, match, sample, sound_targets, uncertain_points)
+from ppqg_nb.losses import (bce_cost, compared, criterion, dice_cost, draw, mask_count, mask_losses, match,
+                            sample, sound_targets, uncertain_points)
 
 CONFIG = Config(classes=('background', 'a', 'b'), sounds=('background', 'a', 'b'), points=0)
 POINTS = replace(CONFIG, points=64)

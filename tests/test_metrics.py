@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ppqg_nb.masks import sounding_probability
-from ppqg_nb.metrics import AREAS, CONVENTIONS, BinaryScore, SemanticScore, f_score, score, threshold_counts
+from ppqg_nb.metrics import AREAS, CONVENTIONS, BinaryScore, SemanticScore, score, threshold_counts
 
 GOLDEN = np.load(Path(__file__).parent/'golden'/'metrics.npz')
 PROB = sounding_probability(torch.tensor(GOLDEN['bin_pred']).float().flatten(0, 1)).unflatten(0, (6, 5))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from clips import SECONDS, film, irregular, noise, pictures, save, sing
-from ppqg_nb.video import (MediaError, VideoWriter, beside, codec, matrix, open_media, probe, read_frames, read_sound,
-                           sound_blocks, streams, turn_image, upright)
+from clips import SECONDS, irregular, noise, pictures, save, sing
+from ppqg_nb.video import (MediaError, VideoWriter, beside, codec, matrix, open_media, probe, read_frames, read_sound)
+
 
 def copy(source, target):
     with beside(target) as part, VideoWriter(part, source) as writer:
