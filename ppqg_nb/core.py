@@ -19,11 +19,16 @@ from torch import nn, Tensor
 # %% ../nbs/00_core.ipynb #00-006
 @dataclass(frozen=True)
 class Clip:
-    "The running example: five seconds of drawn objects and synthesised sound"
-    frames: Tensor      # (5, 3, 240, 320) uint8 RGB, one frame a second: at 0, 1, 2, 3 and 4 s
-    labels: Tensor      # (5, 240, 320) int64, index into AVSS_CLASSES of what sounds, 0 elsewhere
+    "A few seconds of video: frames, one a second, the sound, and the truth about what sounds in each frame"
+    frames: Tensor      # (T, 3, H, W) uint8 RGB
+    labels: Tensor      # (T, H, W) int64, the class of what sounds, 0 elsewhere; 255: neither learned nor scored
     waveform: Tensor    # (n,) float32 in [-1, 1], mono
     rate: int           # samples a second
+    name: str = ''      # unique in its data set
+    annotated: Tensor | None = None   # (T,) bool: the frames whose labels are given; None: all
+    patches: Tensor | None = None     # (T, 96, 64) float32, the log-mel patch of each frame
+    regions: Tensor | None = None     # (T, 3, H, W) uint8, region maps, for models that read them
+    sounds: Tensor | None = None      # (n,) int64, indices of prototypes, where these are not the classes
 
 # %% ../nbs/00_core.ipynb #00-007
 def example_path():

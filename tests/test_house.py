@@ -104,7 +104,7 @@ def test_metadata_is_plain(path):
 
 def test_imports_go_downwards():
     "A module imports only modules of chapters before its own."
-    number = {m[1]: p.name[:2] for p in CHAPTERS for c in cells(p, 'code')
+    number = {m[1]: p.name.split('_')[0] for p in CHAPTERS for c in cells(p, 'code')
               for m in re.finditer(r'^#\| *default_exp +(\w+)', source(c), re.M)}
     upwards = []
     for module in number:
