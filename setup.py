@@ -7,7 +7,8 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-dev = cfg['dev_requirements'].split()
+regions = cfg['regions_requirements'].split()
+dev = cfg['dev_requirements'].split() + regions
 
 setup(
     name=cfg['lib_name'],
@@ -33,7 +34,7 @@ setup(
     include_package_data=True,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': dev},
+    extras_require={'dev': dev, 'regions': regions},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
