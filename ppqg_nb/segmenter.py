@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from torch import Tensor
 from .audio import RATE, SPAN, cut_patches, resample
-from .core import class_colors
+from .core import check_shape, class_colors
 from .masks import label_map, upsample
 from .video import VideoWriter, beside, read_frames, read_sound
 
@@ -83,27 +83,44 @@ class Segmenter:
     """A model, and what it takes to run it on video files.
 
     `size` is the side of the square that frames are scaled to (default: what the model's config names), whatever their own
-    shape. `device`: where the model runs. Raises a `ValueError` for a model or size that cannot be used.
+    shape. `device`: where the model runs. `regions`: for a model that reads region maps, and for no other, what makes
+    them: `regions(image, name)`, image and result `(3, H, W)` uint8. Raises a `ValueError` for what cannot be used.
     """
-    def __init__(self, model, size=None, device='cpu'):
+    def __init__(self, model, size=None, device='cpu', regions=None):
         c, size = model.config, model.config.image_size if size is None else size
         if size < 32: raise ValueError(f'size is {size}; the model needs at least 32 pixels a side.')
         if len(c.classes) > 256:
             raise ValueError(f'The model has {len(c.classes)} classes; a label map holds up to 256.')
-        if c.regions: raise ValueError('This model also needs a region map for each frame, and nothing here makes '
-                                       'them yet; use a preset without, e.g. scenes-tiny.')
+        if c.regions and regions is None:
+            raise ValueError('This model reads a region map with each frame; say where from, e.g. --regions classic, '
+                             'in Python regions=ClassicRegions().')
+        if regions is not None and not c.regions:
+            raise ValueError('This model does not read region maps; leave out --regions, in Python regions.')
         self.model, self.size, self.device = model.to(device).eval(), (size, size), torch.device(device)
+        self.regions = regions
 
 # %% ../nbs/25_segmenter.ipynb #25-032
 @patch
+def inputs(self:Segmenter, image, patch, name):
+    "What the model is called with: the frame as a square, the patch and, if it reads one, the frame's region map"
+    frame = F.interpolate(image[None].to(self.device).float() / 255, self.size, mode='bilinear', antialias=True)
+    given = frame.clamp(0, 1), patch.to(self.device)
+    if self.regions is None: return given
+    made = self.regions(image, name)
+    check_shape(made, '3 H W', f'The region map of frame {name}', H=image.shape[1], W=image.shape[2])
+    return *given, F.interpolate(made[None], self.size, mode='nearest-exact').to(self.device)
+
+@patch
 @torch.inference_mode()
-def step(self:Segmenter, time, image, patch):
-    "The `Step` of a frame `(3, H, W)` uint8 shown at `time` s, and of the log-mel patch `(1, 96, 64)` heard with it"
-    small = F.interpolate(image[None].to(self.device).float() / 255, self.size, mode='bilinear', antialias=True)
-    maps = self.model.compose(self.model(small.clamp(0, 1), patch.to(self.device), every_layer=False))
+def step(self:Segmenter, time, image, patch, name=''):
+    """The `Step` of a frame `(3, H, W)` uint8 shown at `time` s, and of the log-mel patch `(1, 96, 64)` heard with it.
+
+    `name` is what a maker of region maps knows the frame by.
+    """
+    maps = self.model.compose(self.model(*self.inputs(image, patch, name), every_layer=False))
     return Step(time, image, maps[0].float().cpu(), *read_maps(maps, image.shape[1:], self.model.config.classes))
 
-# %% ../nbs/25_segmenter.ipynb #25-039
+# %% ../nbs/25_segmenter.ipynb #25-038
 ROUNDING = .001     # seconds; times in many files are whole milliseconds, and a third of a second is not
 
 @patch
@@ -115,21 +132,22 @@ def stream(self:Segmenter,
 ):
     """Yield a `Step` for the frames of a video file, in order, reading as it goes.
 
-    The model hears the 0.975 s around each frame (`heard`). Raises `MediaError` for a file that cannot be read or has no
-    sound, and a `ValueError` for an `fps` that is no number above 0.
+    The model hears the 0.975 s around each frame (`heard`). A maker of region maps is asked at each look, for the number
+    of the frame in the file: 000000, 000001 … Raises `MediaError` for a file that cannot be read or has no sound, a
+    `ValueError` for an `fps` that is no number above 0, and what a maker raises.
     """
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f'fps is {fps}; it must be above 0, e.g. 1 for one look a second.')
     sound = torch.zeros(0) if silent else resample(*read_sound(source))
     due, last = 0., None
-    for frame in read_frames(source):
+    for n, frame in enumerate(read_frames(source)):
         if frame.time > due - ROUNDING or frame.image.shape != last.frame.shape:    # a broadcast may change its size
-            last = self.step(frame.time, frame.image, heard(sound, frame.time))
+            last = self.step(frame.time, frame.image, heard(sound, frame.time), f'{n:06}')
             if fps: due = (math.floor((frame.time + ROUNDING) * fps) + 1) / fps
             yield last
         elif hold: yield replace(last, time=frame.time, frame=frame.image)
 
-# %% ../nbs/25_segmenter.ipynb #25-049
+# %% ../nbs/25_segmenter.ipynb #25-050
 @lru_cache
 def font(height):
     "Pillow's own font, `height` pixels high"
@@ -147,7 +165,7 @@ def edges(labels, width):
     high, low = (F.max_pool2d(sign * x, 2 * width + 1, 1)[0, 0] * sign for sign in (1, -1))
     return (high != low) & (labels > 0), (high != low) & (labels == 0)
 
-# %% ../nbs/25_segmenter.ipynb #25-052
+# %% ../nbs/25_segmenter.ipynb #25-053
 def place(box, size, within, taken):
     """Left and top of a chip of `size` (w, h) for an object's `box`, inside of `within` (W, H), off the chips `taken`.
 
@@ -160,7 +178,7 @@ def place(box, size, within, taken):
         if left < x + w and x < right and top < y + h and y < bottom: y = bottom
     return x, max(0, min(y, H - h))
 
-# %% ../nbs/25_segmenter.ipynb #25-055
+# %% ../nbs/25_segmenter.ipynb #25-056
 def regions(labels, least=.002):
     "Connected regions of a label map `(H, W)` that cover at least that share of it: `(class, box)`, largest first"
     step = max(1, labels.shape[0] // 256)       # to a pixel or a few is exact enough for a name
@@ -173,7 +191,7 @@ def regions(labels, least=.002):
             if area >= least * small.size: found.append((area, k, box))
     return [(k, box) for _, k, box in sorted(found, reverse=True)]
 
-# %% ../nbs/25_segmenter.ipynb #25-057
+# %% ../nbs/25_segmenter.ipynb #25-058
 def write_names(draw, found, names, colors, within):
     "Write names on chips at `regions` into a Pillow drawing of size `within` (W, H); `names`: a dict by class"
     height, taken = max(13, within[1] // 24), []
@@ -194,7 +212,7 @@ def write_note(draw, note, size):
     draw.text((W / 2, (top + H) / 2), note, 'white', font(height), anchor='mm')
     return H - top
 
-# %% ../nbs/25_segmenter.ipynb #25-058
+# %% ../nbs/25_segmenter.ipynb #25-059
 def overlay(step, note=None, colors=class_colors(256)):
     """The frame of a `Step` with its label map in colour, edges drawn and objects named: `(3, H, W)` uint8.
 
@@ -210,14 +228,14 @@ def overlay(step, note=None, colors=class_colors(256)):
     write_names(draw, regions(step.labels), {o.index: o.name for o in step.objects}, colors, (W, H - low))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
-# %% ../nbs/25_segmenter.ipynb #25-065
+# %% ../nbs/25_segmenter.ipynb #25-066
 def save_labels(path, labels, colors=class_colors(256)):
     "A label map `(H, W)` uint8 as a PNG whose pixel values are the classes, shown in `colors`, `(256, 3)` uint8"
     picture = Image.fromarray(labels.numpy())
     picture.putpalette(colors.tobytes())
     picture.save(path)
 
-# %% ../nbs/25_segmenter.ipynb #25-068
+# %% ../nbs/25_segmenter.ipynb #25-069
 @contextmanager
 def folder_beside(path):
     """A temporary folder beside `path`; when the block ends well its files move there, in place of older label maps.
@@ -236,7 +254,7 @@ def folder_beside(path):
             for new in part.iterdir(): os.replace(new, path / new.name)
     finally: shutil.rmtree(part, ignore_errors=True)
 
-# %% ../nbs/25_segmenter.ipynb #25-072
+# %% ../nbs/25_segmenter.ipynb #25-073
 def segment_file(
     segmenter,              # a `Segmenter`
     source,                 # a video file

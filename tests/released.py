@@ -2,73 +2,13 @@
 
 Weights and inputs follow the recipe with which the golden numbers were computed (tests/golden/README.md).
 """
-import re
 import zlib
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-HEAD, GENERATOR = 'sem_seg_head.predictor.', 'sem_seg_head.predictor.visual_query_block.'
-PIXEL = 'sem_seg_head.pixel_decoder.'
-TABLE = [(re.compile(ours), theirs) for ours, theirs in {       # the first pattern that matches the whole key
-    r'vggish\.(.*)': r'audio_backbone.\1',
-    r'audio\.(.*)': r'sem_seg_head.audio_transformation.embeddings.\1',
-    r'pyramid\.gates\.(.*)': r'scale_factor_module.\1',
-    r'pyramid\.(frames|regions)\.norms\.(\d)\.(.*)': r'\1.norm\2.\3',
-    r'pyramid\.(frames|regions)\.backbone\.stages\.(.*)': r'\1.\2',
-    r'pixel_decoder\.project\.(.*)': PIXEL + r'input_proj.\1',
-    r'pixel_decoder\.encoder\.level': PIXEL + 'transformer.level_embed',
-    r'pixel_decoder\.encoder\.layers\.(\d)\.attention\.(\w+)\.(.*)': PIXEL + r'transformer.encoder.layers.\1.self_attn.<\2>.\3',
-    r'pixel_decoder\.encoder\.(.*)': PIXEL + r'transformer.encoder.\1',
-    r'pixel_decoder\.lateral\.0\.(.*)': PIXEL + r'adapter_1.\1',
-    r'pixel_decoder\.lateral\.1\.(.*)': PIXEL + r'adapter_1.norm.\1',
-    r'pixel_decoder\.smooth\.0\.(.*)': PIXEL + r'layer_1.\1',
-    r'pixel_decoder\.smooth\.1\.(.*)': PIXEL + r'layer_1.norm.\1',
-    r'pixel_decoder\.mask_features\.(.*)': PIXEL + r'mask_features.\1',
-    r'generator\.prototypes': GENERATOR + 'prototype.weight',
-    r'generator\.aggregate\.mlp\.(\d)\.(.*)': GENERATOR + r'query_mixer.layers.<\1>.\2',
-    r'generator\.embed\.(.*)': GENERATOR + r'pre_proj.\1',
-    r'generator\.group\.out\.(.*)': GENERATOR + r'assign_attn.proj.\1',
-    r'generator\.group\.(\w)\.(.*)': GENERATOR + r'assign_attn.\1_proj.\2',
-    r'generator\.prompt\.norm\.(.*)': GENERATOR + r'pre_attn.norm.\1',
-    r'generator\.prompt\.attention\.out\.(.*)': GENERATOR + r'pre_attn.multihead_attn.out_proj.\1',
-    r'generator\.prompt\.attention\.(\w)\.(.*)': GENERATOR + r'pre_attn.multihead_attn.in_proj_\2 [\1]',
-    r'generator\.scores\.scale': 'criterion.logit_scale',
-    r'generator\.scores\.audio\.(.*)': HEAD + r'audio_proj.\1',
-    r'generator\.scores\.prototype\.(.*)': HEAD + r'proto_proj.\1',
-    r'decoder\.start': HEAD + 'query_feat.weight',
-    r'decoder\.place': HEAD + 'query_embed.weight',
-    r'decoder\.level': HEAD + 'level_embed.weight',
-    r'decoder\.norm\.(.*)': HEAD + r'decoder_norm.\1',
-    r'decoder\.layers\.(\d)\.(cross|among)\.out\.(.*)': HEAD + r'<\2>.\1.<\2 attention>.out_proj.\3',
-    r'decoder\.layers\.(\d)\.(cross|among)\.(\w)\.(.*)': HEAD + r'<\2>.\1.<\2 attention>.in_proj_\4 [\3]',
-    r'decoder\.layers\.(\d)\.norms\.0\.(.*)': HEAD + r'<cross>.\1.norm.\2',
-    r'decoder\.layers\.(\d)\.norms\.1\.(.*)': HEAD + r'<among>.\1.norm.\2',
-    r'decoder\.layers\.(\d)\.norms\.2\.(.*)': HEAD + r'transformer_ffn_layers.\1.norm.\2',
-    r'decoder\.layers\.(\d)\.ffn\.0\.(.*)': HEAD + r'transformer_ffn_layers.\1.linear1.\2',
-    r'decoder\.layers\.(\d)\.ffn\.2\.(.*)': HEAD + r'transformer_ffn_layers.\1.linear2.\2',
-    r'mask_head\.embed\.(\d)\.(.*)': HEAD + r'mask_embed.layers.<\1>.\2',
-    r'class_head\.(.*)': HEAD + r'class_embed.\1',
-}.items()]
-WORDS = {'<0>': '0', '<2>': '1', '<4>': '2', '<offsets>': 'sampling_offsets', '<weights>': 'attention_weights',
-         '<value>': 'value_proj', '<out>': 'output_proj',
-         '<cross>': 'transformer_cross_attention_layers', '<cross attention>': 'multihead_attn',
-         '<among>': 'transformer_self_attention_layers', '<among attention>': 'self_attn'}
-
-
-def released_key(ours):
-    "The released key of one of our parameters, and which third of it ours is: 'q', 'k', 'v', or None for all of it."
-    pattern, theirs = next((p, t) for p, t in TABLE if p.fullmatch(ours))
-    key = pattern.sub(theirs, ours)
-    for word, name in WORDS.items(): key = key.replace(word, name)
-    if key.startswith(('frames.', 'regions.')):
-        key = key.replace('frames.', 'backbone.', 1).replace('regions.', 'pre_sam_backbone.', 1)
-        # timm puts the downsampling at the head of a stage, the released Swin at the end of the one before
-        key = re.sub(r'layers_(\d)\.downsample', lambda m: f'layers.{int(m[1]) - 1}.downsample', key)
-        key = re.sub(r'layers_(\d)', r'layers.\1', key)
-    key, _, third = key.partition(' [')
-    return key, third[:1] or None
+from ppqg_nb.checkpoints import released_key
 
 
 def weight(key, shape):

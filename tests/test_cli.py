@@ -1,15 +1,17 @@
 "The command as a person types it."
-import signal, subprocess, sys, time
+import json, signal, subprocess, sys, time
 
 import av
 import numpy as np
 import pytest
+import torch
+import trees
 from PIL import Image
 from typer.testing import CliRunner
 
 from clips import noise, save
 from ppqg_nb.cli import app
-from ppqg_nb.core import example_path
+from ppqg_nb.core import BINARY_CLASSES, Config, example_path
 from ppqg_nb.video import probe, read_frames, read_sound
 
 COMMAND = [sys.executable, '-c', 'from ppqg_nb.cli import main; main()']
@@ -118,6 +120,17 @@ def test_label_maps_are_classes_in_colour(tmp_path):
     (['segment', 'a.mp4', '--size', '8'], 1, '32'),
     (['segment', 'a.mp4', '--fps', '-1'], 1, 'above 0'),
     (['segment', 'a.mp4', '--weights', 'missing-folder'], 1, 'missing-folder'),
+    (['segment', 'a.mp4', '--regions', 'sam2'], 1, "'classic'"),
+    (['segment', 'a.mp4', '--regions', 'classic'], 1, 'region'),           # scenes-tiny reads none
+    (['data', 'check', 'nowhere'], 1, 'nowhere'),
+    (['data', 'check', 'a.mp4'], 1, 'is a file'),
+    (['data', 'check', '.'], 1, 'metadata.csv'),
+    (['evaluate', 'mine', '.', '--task', 's4', '--convention', 'mean'], 2, 'released'),
+    (['evaluate', 'mine', '.', '--task', 's5'], 1, 'avss'),
+    (['evaluate', 'mine', '.', '--task', 's4'], 1, 's4_meta_data.csv'),
+    (['convert', 'text.mp4', '-o', 'new'], 1, 'text.mp4'),
+    (['convert', 'missing.pth', '-o', 'new'], 1, 'missing.pth'),
+    (['convert', 'text.mp4', '-o', 'full.mp4'], 1, 'full.mp4'),
 ], ids=lambda a: ' '.join(a) if isinstance(a, list) else None)
 def test_mistakes_are_sentences(args, code, words, tmp_path):
     "The right code, no traceback, and nothing written."
@@ -166,9 +179,75 @@ def test_weights_of_ones_own_carry_no_note(tmp_path):
     assert code == 0 and 'RANDOM' not in err
 
 
+def tiny(folder, **changes):
+    "A folder with a small model of two classes."
+    from ppqg_nb.vct import VCT
+    torch.manual_seed(0)
+    VCT(Config(**dict(classes=BINARY_CLASSES, sounds=(), queries='group', prototypes='none', image_size=64, hidden=16,
+                      num_queries=4, pixel_mlp=(8,), layers=2, heads=2, ffn=16, vggish_width=.05, backbone='resnet10t',
+                      backbone_options=dict(output_stride=32)) | changes)).save_pretrained(folder)
+    return folder
+
+
+def test_segment_with_region_maps(tmp_path):
+    tiny(tmp_path/'mine', regions=True)
+    source = clip(tmp_path/'a.mp4')
+    code, _, err = ppqg('segment', source, '--weights', 'mine')
+    assert code == 1 and '--regions classic' in err
+    code, _, err = ppqg('segment', source, '--weights', 'mine', '--regions', 'classic', '--fps', 2)
+    assert code == 0 and probe(tmp_path/'a_ppqg.mp4').duration == pytest.approx(1, abs=.11), err
+
+
+def test_data_check(tmp_path):
+    trees.everything(tmp_path/'bench')
+    code, out, _ = ppqg('data', 'check', 'bench')
+    assert code == 0 and 'Nothing is damaged' in out and '3452' in out and all(t in out for t in ('S4', 'MS3', 'AVSS'))
+    broken = next((tmp_path/'bench').rglob('*.wav'))
+    broken.write_bytes(b'')
+    code, out, _ = ppqg('data', 'check', 'bench')
+    assert code == 1 and broken.relative_to(tmp_path/'bench').as_posix() in out
+    code, out, _ = ppqg('data', 'check', 'bench', '--json', '--workers', 1)
+    assert code == 1 and [p['file'] for p in json.loads(out)['problems']] == [broken.relative_to(tmp_path/'bench').as_posix()]
+
+
+def test_evaluate(tmp_path):
+    "A table, JSON, and the same files when it goes on where it was broken off."
+    tiny(tmp_path/'mine'); trees.s4(tmp_path/'bench', clips=[(f'clip{i}', 0, 'cat_meowing', 'test') for i in range(3)])
+    code, out, err = ppqg('evaluate', 'mine', 'bench', '--task', 's4', '--workers', 0)
+    assert code == 0 and all(word in out for word in ('frame', 'released', 'dataset', 'of 15 frames')), err
+    whole = {p.name: p.read_bytes() for p in (tmp_path/'ppqg_s4_test').iterdir()}
+    assert len(whole) == 5
+    code, _, err = ppqg('evaluate', 'mine', 'bench', '--task', 's4', '--workers', 0)
+    assert code == 1 and '--resume' in err
+    (tmp_path/'half').mkdir()
+    (tmp_path/'half'/'clips.jsonl').write_bytes(b'\n'.join(whole['clips.jsonl'].split(b'\n')[:2]) + b'\n{"na')
+    code, out, _ = ppqg('evaluate', 'mine', 'bench', '--task', 's4', '--workers', 0, '-o', 'half', '--resume', '--convention', 'released')
+    assert code == 0 and 'released' in out and 'dataset' not in out
+    assert {p.name: p.read_bytes() for p in (tmp_path/'half').iterdir()} == whole
+    code, out, _ = ppqg('evaluate', 'mine', 'bench', '--task', 's4', '--workers', 0, '--limit', 1, '-o', 'one', '--json')
+    assert code == 0 and json.loads(out)['frames'] == 5
+
+
+def test_evaluate_with_the_wrong_weights(tmp_path):
+    tiny(tmp_path/'mine'); trees.avss(tmp_path/'bench')
+    code, _, err = ppqg('evaluate', 'mine', 'bench', '--task', 'avss')
+    assert code == 1 and 's4 or ms3' in err and 'avss' in err and not (tmp_path/'ppqg_avss_test').exists()
+
+
+def test_a_checkpoint_is_converted_and_used(tmp_path):
+    "The released format at full size, less the numbers: each tensor is one number, stored once."
+    from test_checkpoints import synthetic
+    torch.save(synthetic('ms3', full=False), tmp_path/'model_best.pth')
+    code, out, err = ppqg('convert', 'model_best.pth', '-o', 'ms3')
+    assert code == 0 and 'released-ms3-swin-base-384' in out and 'dropped' in out, err
+    assert sorted(p.name for p in (tmp_path/'ms3').iterdir()) == ['README.md', 'config.json', 'model.safetensors']
+    code, _, err = ppqg('convert', 'model_best.pth', '-o', 'other', '--preset', 'released-avss-swin-base-384')
+    assert code == 1 and 'released-ms3-swin-base-384' in err and not (tmp_path/'other').exists()
+
+
 def test_help_and_info():
     code, out, _ = typed('--help')
-    assert code == 0 and all(word in out for word in ('segment', 'demo', 'info', 'ppqg demo'))
+    assert code == 0 and all(word in out for word in ('segment', 'demo', 'info', 'evaluate', 'convert', 'data', 'ppqg demo'))
     code, out, _ = typed('info')
     assert code == 0 and all(word in out for word in ('torch', 'FFmpeg', 'cpu', 'scenes-tiny', 'released-avss-swin-base-384'))
 

@@ -3,6 +3,7 @@ import math
 import re
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from PIL import Image
 
 from clips import save
 from ppqg_nb.audio import RATE, SPAN, patches_at, resample
-from ppqg_nb.core import Config, class_colors, example_path
+from ppqg_nb.core import PRESETS, Config, class_colors, example_path
 from ppqg_nb.masks import label_map, upsample
+from ppqg_nb.regions import ClassicRegions, FolderRegions, make_regions, region_map
 from ppqg_nb.segmenter import (Object, Segmenter, Step, contenders, folder_beside, font, heard, ink, overlay, place,
                                read_maps, regions, save_labels, segment_file)
 from ppqg_nb.vct import VCT
@@ -166,11 +168,107 @@ def test_few_contenders_where_regions_are_wide():
 
 @pytest.mark.parametrize('config, size, words', [
     (Fake.config, 31, 'at least 32'), (Config(classes=[str(i) for i in range(257)]), None, '256'),
-    (Config(classes=('a', 'b'), regions=True), None, 'region map')], ids=['small', 'classes', 'regions'])
+    (Config(classes=('a', 'b'), regions=True), None, r'reads a region map.*--regions classic.*regions=ClassicRegions\(\)')],
+    ids=['small', 'classes', 'regions'])
 def test_models_that_cannot_be_used(config, size, words):
     model = Fake()
     model.config = config
     with pytest.raises(ValueError, match=words): Segmenter(model, size)
+
+
+def test_maker_for_a_model_that_reads_no_region_maps():
+    with pytest.raises(ValueError, match='does not read region maps; leave out --regions'): Segmenter(Fake(), regions=ClassicRegions())
+
+
+class Reader(Fake):
+    "A `Fake` that also keeps the region maps it was given."
+    config = replace(Fake.config, regions=True)
+
+    def __init__(self):
+        super().__init__()
+        self.regions = []
+    def __call__(self, frames, patches, regions, every_layer=True):
+        self.regions.append(regions)
+        return super().__call__(frames, patches)
+
+
+class Maker:
+    "Paints a frame's number into its blue, and keeps what it was asked."
+    def __init__(self): self.images, self.names = [], []
+    def __call__(self, image, name):
+        self.images.append(image)
+        self.names.append(name)
+        return torch.stack([image[0], image[1], torch.full_like(image[2], int(name))])
+
+
+@pytest.mark.parametrize('fps, looks', [(None, range(10)), (5, range(0, 10, 2)), (1, [0])])
+@pytest.mark.parametrize('hold', [False, True])
+def test_one_map_for_each_look(source, fps, looks, hold):
+    model, maker = Reader(), Maker()
+    list(Segmenter(model, regions=maker).stream(source, fps, hold=hold))
+    frames = list(read_frames(source))
+    assert maker.names == [f'{n:06}' for n in looks] and len(model.regions) == len(maker.names)
+    assert all(torch.equal(image, frames[n].image) for image, n in zip(maker.images, looks))
+    assert [r[0, 2].unique().tolist() for r in model.regions] == [[n] for n in looks]
+
+
+def test_maps_are_named_like_the_label_maps(source, tmp_path):
+    model, maker = Reader(), Maker()
+    segment_file(Segmenter(model, regions=maker), source, tmp_path/'o.mp4', tmp_path/'maps')
+    assert maker.names == sorted(p.stem for p in (tmp_path/'maps').iterdir())
+
+
+@pytest.mark.parametrize('size', [(40, 30), (64, 48), (33, 350), (130, 240)], ids=str)
+@pytest.mark.parametrize('side', [32, 64, 128])
+def test_a_map_is_resized_by_the_nearest_pixel(size, side):
+    "As Pillow does it: no colour is new."
+    image, model = torch.randint(256, (3, *size), dtype=torch.uint8), Reader()
+    Segmenter(model, side, regions=lambda image, name: image).step(0., image, torch.zeros(1, 96, 64))
+    wanted = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.NEAREST)
+    assert model.regions[0].dtype == torch.uint8 and np.array_equal(model.regions[0][0].permute(1, 2, 0).numpy(), np.array(wanted))
+
+
+def test_a_map_that_does_not_fit_is_refused(source):
+    maker = lambda image, name: image[:, :-1]
+    with pytest.raises(ValueError, match=r'The region map of frame 000000 has shape \(3, 47, 64\)'):
+        next(Segmenter(Reader(), regions=maker).stream(source))
+
+
+RELEASED_LIKE = replace(
+    PRESETS['released-avss-swin-base-384'], image_size=64, hidden=32, num_queries=8, audio_hidden=(32,), pixel_mlp=(16, 16), pixel_layers=1,
+    pixel_ffn=32, layers=4, heads=4, ffn=32, vggish_width=.25, backbone='convnext_atto')
+
+@pytest.mark.parametrize('kind', ['classic', 'folder'])
+def test_a_model_that_reads_region_maps(source, tmp_path, kind):
+    "Equal to the model called by hand, and not to what it makes of an empty map."
+    model, maker = VCT(RELEASED_LIKE), ClassicRegions()
+    frames = list(read_frames(source))
+    if kind == 'folder':
+        for n, f in enumerate(frames):
+            picture = region_map((f.image[0] > torch.tensor([150, 80, n])[:, None, None]))
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path/f'{n:06}.png')
+        maker = make_regions(tmp_path)
+    steps = list(Segmenter(model, regions=maker).stream(source, fps=5))
+    assert len(steps) == 5
+    small = lambda x, **kw: F.interpolate(x[None].float(), (64, 64), **kw)
+    for n, s in zip(range(0, 10, 2), steps):
+        assert s.time == frames[n].time and s.maps.shape == (71, 64, 64)
+        image = small(frames[n].image / 255, mode='bilinear', antialias=True).clamp(0, 1)
+        patch = heard(resample(*read_sound(source)), s.time)
+        regions = maker(frames[n].image, f'{n:06}')
+        with torch.no_grad(): made = [model.compose(model(image, patch, small(x, mode='nearest-exact').to(torch.uint8)))[0]
+                                      for x in (regions, region_map(torch.zeros(0, 48, 64, dtype=torch.bool)))]
+        assert (made[0] - s.maps).abs().max() < 1e-5 < (made[1] - s.maps).abs().max()
+
+
+def test_a_map_that_is_missing_leaves_nothing(source, tmp_path):
+    (tmp_path/'maps').mkdir()
+    with Image.new('RGB', (64, 48)) as picture:
+        for n in range(4): picture.save(tmp_path/'maps'/f'{n:06}.png')
+    before = tree(tmp_path)
+    with pytest.raises(FileNotFoundError, match='no 000004.png'):
+        segment_file(Segmenter(Reader(), regions=FolderRegions(tmp_path/'maps')), source, tmp_path/'o.mp4', tmp_path/'labels')
+    assert tree(tmp_path) == before
 
 
 def shape_step(background, size=(120, 160), k=6, box=(60, 40, 100, 80), name='bell'):

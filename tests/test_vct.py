@@ -5,11 +5,13 @@ from pathlib import Path
 
 import huggingface_hub, pytest, torch
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file
 
 import ppqg_nb.vct as vct
+from ppqg_nb.checkpoints import to_released
 from ppqg_nb.core import PRESETS, PROTOTYPES, Config, preset
 from ppqg_nb.losses import criterion
-from ppqg_nb.vct import VCT, Layer, Prediction, stage_costs
+from ppqg_nb.vct import VCT, Layer, Prediction, convert, stage_costs
 
 CONVNEXT = dict(backbone='convnext_atto', backbone_options=dict(depths=[1, 1, 1, 1], dims=[16, 16, 32, 32]))
 SWIN = dict(backbone_options=dict(embed_dim=32, depths=[1, 1, 2, 2], num_heads=[1, 2, 4, 8]))
@@ -328,12 +330,52 @@ def test_a_config_that_is_no_text_is_named(tmp_path):
 
 def test_missing_and_surplus_files_and_tensors_are_named(tmp_path):
     model = VCT(quick()); model.save_pretrained(tmp_path)
-    state = vct.load_file(tmp_path / 'model.safetensors')
+    state = load_file(tmp_path / 'model.safetensors')
     vct.save_file(state | {'more': torch.zeros(1)}, tmp_path / 'model.safetensors')
     with pytest.raises(ValueError, match='has 1 tensors that the model lacks, e.g. more'): VCT.from_pretrained(tmp_path)
     (tmp_path / 'config.json').unlink()
     with pytest.raises(FileNotFoundError, match='has no config.json; give the folder'): VCT.from_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match='is a file; give the folder'): VCT.from_pretrained(tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError, match='without its config; give the folder it lies in'):
+        model.save_pretrained(tmp_path)
+        VCT.from_pretrained(tmp_path / 'model.safetensors')
+
+
+def test_a_preset_is_for_checkpoint_files_alone(tmp_path, monkeypatch):
+    VCT(quick()).save_pretrained(tmp_path)
+    monkeypatch.setattr(vct, 'hf_hub_download', lambda repo, name, **kw: str(tmp_path / name))
+    for source in (tmp_path, 'user/model'):
+        with pytest.raises(ValueError, match=f'{source} has a config of its own; leave the preset out'):
+            VCT.from_pretrained(source, preset='note')
+
+
+def test_what_is_no_model_is_named(tmp_path):
+    VCT(quick()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match='config.json is no checkpoint that can be read'):
+        VCT.from_pretrained(tmp_path / 'config.json')
+    for source in ('gone.pth', 'weights/gone.pth', 'gone.safetensors', tmp_path / 'gone.bin', tmp_path / 'gone.pt'):
+        with pytest.raises(FileNotFoundError, match=f'There is no file {source}; name a checkpoint'): VCT.from_pretrained(source)
+    for source in ('gone', tmp_path / 'gone'):
+        with pytest.raises(FileNotFoundError, match=f'There is no folder {source}; name one that save_pretrained wrote, a checkpoint'):
+            VCT.from_pretrained(source)
+
+
+def test_a_converted_folder_can_be_pushed_and_fetched(tmp_path, monkeypatch):
+    "A checkpoint file to a folder, to a hub that is a folder too, and back to the bit."
+    config = little('released-ms3-swin-base-384')
+    torch.manual_seed(3)
+    model = VCT(config).eval()
+    torch.save({'model': to_released(model.state_dict())}, tmp_path / 'best.pth')
+    convert(tmp_path / 'best.pth', tmp_path / 'folder', preset=config)
+    class Hub:
+        def __init__(self, **kw): pass
+        def create_repo(self, repo_id, **kw): return type('Repo', (), dict(repo_id=repo_id))
+        def upload_folder(self, repo_id, folder_path, **kw): shutil.copytree(folder_path, tmp_path / 'hub' / repo_id)
+    monkeypatch.setattr(huggingface_hub.hub_mixin, 'HfApi', Hub)
+    VCT.from_pretrained(tmp_path / 'folder').push_to_hub('user/model')
+    monkeypatch.setattr(vct, 'hf_hub_download', lambda repo, name, **kw: str(tmp_path / 'hub' / repo / name))
+    again = VCT.from_pretrained('user/model')
+    assert again.config == config
+    assert all(torch.equal(p, q) for p, q in zip(model.state_dict().values(), again.state_dict().values()))
 
 
 X = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(2, 96, 64)
