@@ -119,7 +119,8 @@ def look_at_mask(path, entry, size, say):
     if not theirs: return
     if theirs[0] != seen[0]: share = 1
     else: share = (theirs[1] != seen[1]).double().mean()
-    if share: say(other, 'labels disagree', f'differs from {path.parent.name}/{path.name} on {share:.2%} of the pixels.')
+    if not share: return
+    say(other, 'labels disagree', f'differs from {path.parent.name}/{path.name} on {share:.2%} of the pixels.')
 
 # %% ../nbs/21a_audit.ipynb #21-044
 def look_at_clip(entry):
@@ -143,7 +144,8 @@ def look_at_clip(entry):
 # %% ../nbs/21a_audit.ipynb #21-047
 def splits_of(table, name):
     "The splits in all rows of a CSV that have `name` in a cell"
-    with open(table, newline='', encoding='utf-8-sig') as f: lines = [[c.strip() for c in line] for line in csv.reader(f)]
+    with open(table, newline='', encoding='utf-8-sig') as f:
+        lines = [[c.strip() for c in line] for line in csv.reader(f)]
     header = next(filter(any, lines))
     return [dict(zip(header, line))['split'] for line in lines if name in line]
 
@@ -158,7 +160,8 @@ def look_at_table(layout, say):
         name, _, text = sentence.removeprefix(f'{layout.table}, clip ').partition(': ')
         kind, splits = 'bad row', splits_of(layout.table, name) if 'stands there twice' in text else ()
         if splits: kind = 'row twice' if len(set(splits)) == 1 else 'clip in two splits'
-        say(layout.table, kind, f'has the clip in {", ".join(splits)}.' if splits else f'has a row in which {text}', name)
+        text = f'has the clip in {", ".join(splits)}.' if splits else f'has a row in which {text}'
+        say(layout.table, kind, text, name)
         left_out.add(name)
     return entries, left_out
 
@@ -176,7 +179,8 @@ def look_at_names(layout, entries, say):
                                ', '.join(f'{name} in {split}' for split, name in clips.items()) + '.')
     for split, published in PUBLISHED[layout.task].items() if entries else ():
         n = sum(e.split == split for e in entries)
-        if n != published: say(layout.table, 'count differs', f'has {n:,} clips of {split}; {published:,} were published.')
+        text = f'has {n:,} clips of {split}; {published:,} were published.'
+        if n != published: say(layout.table, 'count differs', text)
 
 def look_at_classes(layout, say):
     "Say whether the list of classes beside the table of AVSS numbers them as we do: the first one is 1, not 0"
@@ -296,7 +300,8 @@ class Report:
         rows = []
         for task, f in self.found.items():
             for subset, splits in f['subsets'].items():
-                rows += [(subset, split, *n, f['published'][split] if subset == task else None) for split, n in splits.items()]
+                published = f['published'] if subset == task else {}
+                rows += [(subset, split, *n, published.get(split)) for split, n in splits.items()]
             if task == 'avss':
                 sums = {s: [sum(n) for n in zip(*(x[s] for x in f['subsets'].values()))] for s in SPLITS}
                 rows += [(task, split, *n, f['published'][split]) for split, n in sums.items() if n]
@@ -336,7 +341,7 @@ def find_tasks(root, say):
     for task, home in HOMES.items():
         if task in tables:
             try: layouts.append(find_layout(root, task))
-            except OSError: say(task, tables[task], 'missing folder', 'is there without its frames; unpack them beside it.')
+            except OSError: say(task, tables[task], 'missing folder', 'has no frames beside it; unpack them.')
         elif (root/home).is_dir(): say(task, root/home/TABLES[task], 'missing table', 'is not there; copy it again.')
     return layouts
 
@@ -344,7 +349,8 @@ def put_together(root, layout, entries, results, say):
     "What was found of one task, as in `Report.found`; says of each clip what was found there"
     there = {e.subset: layout.task != 'avss' or not absent(layout.folder/e.subset) for e in entries}
     for subset in there:
-        if not there[subset]: say(layout.task, layout.folder/subset, 'subset not there', 'is not there, but the table has clips of it.')
+        text = 'is not there, but the table has clips of it.'
+        if not there[subset]: say(layout.task, layout.folder/subset, 'subset not there', text)
     for e, (what, _) in zip(entries, results):
         for finding in what if there[e.subset] else (): say(e.subset, *finding, e.name)
     words = str(layout).replace(str(layout.folder), layout.folder.relative_to(root).as_posix())
@@ -358,7 +364,7 @@ def check(
     workers=None,                       # threads; None: a few more than there are processors
     progress=lambda done, total: None,  # called after each clip
 ):
-    """Open every file of AVSBench below `root`, and give a `Report`. Nothing is changed, and no content raises an error.
+    """Open every file of AVSBench below `root`: a `Report`. Nothing is changed, and no content raises an error.
 
     Raises a `FileNotFoundError`, one sentence, where `root` is no folder or holds no table of AVSBench.
     """

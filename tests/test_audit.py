@@ -11,7 +11,8 @@ import trees
 from ppqg_nb import audit
 from ppqg_nb.audit import NOTES, PROBLEMS, check
 
-OBJECT, S4, MS3, AVSS = 'AVSBench_object', 'AVSBench_object/Single-source', 'AVSBench_object/Multi-sources', 'AVSBench_semantic'
+OBJECT, AVSS = 'AVSBench_object', 'AVSBench_semantic'
+S4, MS3 = f'{OBJECT}/Single-source', f'{OBJECT}/Multi-sources'
 CAT, VIOLIN, BELL = '0aB-cDeFgHi_10000_15000', '7aBcDeFgHiJ_0_10000', '-mNoPqRsTuV_8000_13000'
 CAT_FRAME = f'{S4}/s4_data/visual_frames/train/cat_meowing/{CAT}/{CAT}_2.png'
 CAT_SOUND = f'{S4}/s4_data/audio_wav/train/cat_meowing/{CAT}.wav'

@@ -143,6 +143,21 @@ def test_processed_folders(root, post, kept, dropped):
     assert torch.equal(AVSBench(root, 'avss')[2].labels, made('', 10).labels)
 
 
+def test_label_pictures_with_a_palette_of_their_own(root):
+    for clip in (root/AVSS).glob('v*/*'):
+        shutil.rmtree(clip/'labels_semantic')
+        for path in (clip/'labels_rgb').iterdir():
+            picture = Image.fromarray(np.uint8(70 - classes_of_colors(np.array(Image.open(path)))))
+            picture.putpalette(class_colors(71)[::-1].tobytes())
+            picture.save(path)
+    assert torch.equal(AVSBench(root, 'avss')[2].labels, made('', 10).labels)
+
+
+def test_the_usual_place_comes_first(root):
+    shutil.copy(root/MS3/'ms3_meta_data.csv', root)
+    assert find_layout(root, 'ms3').table == root/MS3/'ms3_meta_data.csv'
+
+
 def test_original_frames_before_processed_ones(root):
     for clip in (root/AVSS).glob('v*/*'):
         for name in ('frames', 'labels_semantic'): shutil.copytree(clip/name, clip/f'processed_{name}')

@@ -231,6 +231,13 @@ def test_again_is_the_same_bytes_and_draws_nothing(whole, tmp_path, workers):
     assert torch.equal(torch.get_rng_state(), before) and calls == [(i, 6) for i in range(7)]
 
 
+def test_each_clip_is_on_disk_before_the_next(whole, tmp_path):
+    model, data, out = whole
+    lines = []
+    evaluate(model, data, tmp_path/'out', progress=lambda *n: lines.append((tmp_path/'out'/'clips.jsonl').read_bytes().count(b'\n')))
+    assert lines == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_limit(whole, tmp_path):
     model, data, out = whole
     assert evaluate(model, data, tmp_path/'a', limit=2)['clips'] == 2
