@@ -284,6 +284,7 @@ def score_all(weights, root, task, split, out, preset, regions, limit, workers, 
     from ppqg_nb.regions import make_regions
     clips = AVSBench(root, task, split, regions=make_regions(regions, device) if regions else None)
     model, _ = load(preset, weights)
+    if regions and regions.startswith('sam:') and device != 'cpu': workers = 0      # a forked process cannot use the GPU
     with bar('clips') as seen: return evaluation.evaluate(model, clips, out, limit, workers, device, resume, seen)
 
 # %% ../nbs/27_cli.ipynb #27-077
