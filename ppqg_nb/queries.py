@@ -74,6 +74,7 @@ class Generated(NamedTuple):
 class QueryGenerator(nn.Module):
     """Mask features `(B, C, H_2, W_2)` and projected audio tokens `(B, S, C)`, floats, to queries: a `Generated`.
 
+    Without tokens, what the picture alone gives (`see`); given that in place of the features, it goes on from there.
     `config.queries` says where they come from, `config.prototypes` what supervises P. A part exists where it is used.
     Raises a `ValueError` where the two inputs do not fit each other or C^h.
     """
@@ -90,17 +91,32 @@ class QueryGenerator(nn.Module):
         self.cross = CrossAggregation(c.hidden, c.attention_bias) if c.queries == 'cross' else None
         self.group = Grouping(c.hidden, c.attention_bias) if c.owns_pixels else None
 
-    def forward(self, features, tokens):
-        check_shape(tokens, 'B S C', 'tokens', **check_shape(features, 'B C H W', 'features', C=self.config.hidden))
-        pixels = self.embed(features) if self.embed else None                              # eq-vh
-        if self.audio: return Generated(self.audio(tokens), pixels)
-        embedded, rows, assignment = self.aggregate(pixels), flatten(pixels).transpose(1, 2), None   # eq-ve
-        queries = prompted = self.prompt(embedded, self.prototypes) if self.prompt else embedded     # eq-prompt
-        if self.cross: queries = self.cross(prompted, rows)
-        if self.group: queries, assignment = self.group(prompted, rows)                    # eq-assign … eq-queries
-        return Generated(queries, pixels, embedded, prompted, assignment, self.score(embedded, tokens))
+    def forward(self, features, tokens=None):
+        made = features if isinstance(features, Generated) else self.see(features)
+        return made if tokens is None else self.hear(made, tokens)
 
 # %% ../nbs/08_queries.ipynb #08-035
+@patch
+def see(self: QueryGenerator, features):
+    "What the picture alone gives: a `Generated` without scores, and without queries if they come from the sound"
+    check_shape(features, 'B C H W', 'features', C=self.config.hidden)
+    pixels = self.embed(features) if self.embed else None                              # eq-vh
+    if self.audio: return Generated(None, pixels)
+    embedded, rows, assignment = self.aggregate(pixels), flatten(pixels).transpose(1, 2), None   # eq-ve
+    queries = prompted = self.prompt(embedded, self.prototypes) if self.prompt else embedded     # eq-prompt
+    if self.cross: queries = self.cross(prompted, rows)
+    if self.group: queries, assignment = self.group(prompted, rows)                    # eq-assign … eq-queries
+    return Generated(queries, pixels, embedded, prompted, assignment)
+
+@patch
+def hear(self: QueryGenerator, made, tokens):
+    "`made` by `see`, with the scores and the queries that need the sound"
+    known = {} if made.queries is None else dict(B=len(made.queries))
+    check_shape(tokens, 'B S C', 'tokens', C=self.config.hidden, **known)
+    queries = self.audio(tokens) if self.audio else made.queries
+    return made._replace(queries=queries, scores=self.score(made.embedded, tokens))
+
+# %% ../nbs/08_queries.ipynb #08-037
 @patch
 def score(self: QueryGenerator, embedded, tokens):
     "M_t `(B, K)` by sound (`pac`, eq-pac-scores) or by sight (`visual`, eq-visual-contrast), or None"
