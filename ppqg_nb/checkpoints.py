@@ -7,7 +7,7 @@ __all__ = ['SCALARS', 'PLAIN', 'AVERAGED', 'PREFIXES', 'PIXELS', 'PREDICTOR', 'Q
            'KEYS', 'ENCODERS', 'KINDS', 'PATTERNS', 'UNUSED', 'is_safetensors', 'damaged', 'check_zip', 'read_torch',
            'unwrap', 'without_prefix', 'read_tensors', 'fit', 'finite', 'load_weights', 'as_pattern', 'released_key',
            'unused', 'to_released', 'preset_with', 'guess_preset', 'from_released', 'plain_name', 'resized',
-           'from_timm', 'load_backbone']
+           'from_efficientnet', 'from_timm', 'load_backbone']
 
 # %% ../nbs/11a_checkpoints.ipynb #11-002
 import argparse, math, re, warnings, zipfile
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import resize_rel_pos_bias_table
 from .core import PRESETS
-from .pyramid import Backbone
+from .pyramid import MEAN, STD, Backbone
 
 # %% ../nbs/11a_checkpoints.ipynb #11-013
 def is_safetensors(path):
@@ -277,14 +277,38 @@ def resized(table, wanted):
         warnings.simplefilter('ignore')         # timm's own, of how it indexes
         return resize_rel_pos_bias_table(table, (window, window), wanted.shape)
 
-# %% ../nbs/11a_checkpoints.ipynb #11-078
-def from_timm(state, backbone, where):
-    """A state dict of timm or of Microsoft's Swin in the names of a `Backbone`'s stages, and what was dropped: two dicts.
+# %% ../nbs/11a_checkpoints.ipynb #11-079
+_OUTER = dict(_conv_stem='conv_stem', _bn0='bn1', _conv_head='conv_head', _bn1='bn2', _fc='classifier')
+_BLOCK = dict(_expand_conv='conv_pw', _bn0='bn1', _depthwise_conv='conv_dw', _bn1='bn2', _project_conv='conv_pwl', _bn2='bn3')
+_NARROW = dict(_depthwise_conv='conv_dw', _bn1='bn1', _project_conv='conv_pw', _bn2='bn2')      # does not expand
 
-    Relative-position tables of another window are resized. Strict (`fit`). What stands behind the last stage is dropped.
+def from_efficientnet(state, whole):
+    "A state dict of efficientnet_lite_pytorch in the names of a timm model `whole`, for frames as `normalize` gives them"
+    blocks = [(i, j) for i, stage in enumerate(whole.blocks) for j in range(len(stage))]
+    made = {}
+    for key, x in state.items():
+        head, *rest = key.split('.')
+        if head == '_blocks':
+            n, part, *rest = rest
+            names = _BLOCK if f'_blocks.{n}._expand_conv.weight' in state else _NARROW
+            head = 'blocks.{}.{}.'.format(*blocks[int(n)]) + names[part]
+        else: head = _OUTER.get(head, head)
+        made['.'.join([head, *rest])] = x
+    w, mean, std = made['conv_stem.weight'], *(torch.tensor(v)[:, None, None] for v in (MEAN, STD))
+    made['conv_stem.weight'] = w * std / 128
+    made['bn1.running_mean'] = made['bn1.running_mean'] - (w * (mean - 127) / 128).sum((1, 2, 3))
+    return made
+
+# %% ../nbs/11a_checkpoints.ipynb #11-080
+def from_timm(state, backbone, where):
+    """A state dict in the names of a `Backbone`'s stages, and what was dropped: two dicts.
+
+    It may be timm's, Microsoft's of Swin, or efficientnet_lite_pytorch's. Relative-position tables of another
+    window are resized. Strict (`fit`). What stands behind the last stage is dropped.
     """
     wanted = backbone.stages.state_dict()
     with torch.device('meta'): whole = timm.create_model(backbone.name)
+    if '_conv_stem.weight' in state and hasattr(whole, 'blocks'): state = from_efficientnet(state, whole)
     inside, outside = {k.split('.')[0] for k in map(plain_name, wanted)}, {n for n, _ in whole.named_children()}
     names, given, dropped = {plain_name(k): k for k in wanted}, {}, {}
     microsoft = 'layers.0.downsample.reduction.weight' in state      # it halves at the end of a stage, timm at the head
@@ -298,12 +322,12 @@ def from_timm(state, backbone, where):
         if key.endswith('.relative_position_bias_table'): given[key] = resized(given[key], wanted[key])
     return fit(given, wanted, where), dropped
 
-# %% ../nbs/11a_checkpoints.ipynb #11-079
+# %% ../nbs/11a_checkpoints.ipynb #11-081
 def load_backbone(model, path):
     """Fill the backbones of `model` from a file; returns what was dropped, {key: reason}.
 
-    `model`: a `Backbone`, `Encoder` or `Pyramid`, both encoders of the latter. The file: Microsoft's Swin, or a timm state
-    dict, as torch or safetensors file (`read_tensors`). A `ValueError` says what does not fit; `model` is then unchanged.
+    `model`: a `Backbone`, `Encoder` or `Pyramid`, both encoders of the latter. The file: Microsoft's Swin,
+    efficientnet_lite_pytorch, or a timm state dict, as torch or safetensors file (`read_tensors`). A `ValueError` says what does not fit; `model` is then unchanged.
     """
     state = read_tensors(path)
     for backbone in [m for m in model.modules() if isinstance(m, Backbone)]:

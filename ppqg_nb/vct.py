@@ -100,9 +100,14 @@ def see(self: VCT, frames, regions=None):
 
 # %% ../nbs/12_vct.ipynb #12-013
 @patch
+def listen(self: VCT, patches):
+    "Patches `(B, 96, 64)` to projected audio tokens A `(B, 24, C)`"
+    return self.audio(audio_tokens(self.vggish(patches)))
+
+@patch
 def hear(self: VCT, seen, patches, every_layer=True):
     "The other half: a `Seen` of B frames and the sound of each, `(B, 96, 64)`, to a `Prediction`"
-    tokens = self.audio(audio_tokens(self.vggish(patches)))                                         # A
+    tokens = self.listen(patches)                                                                   # A
     made = self.generator(seen.generated, tokens)                                                   # V_q, M_t
     pixels = self.mask_head.pixels(seen.features, made.pixels)
     sources = dict(zip(('V5', 'V4', 'V3'), seen.scales), audio=tokens.transpose(1, 2).unflatten(2, (6, 4)))
