@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TRAIN_SEED', 'VALIDATION_SEED', 'KEPT', 'Recipe', 'check_recipe', 'config_of', 'read_recipe', 'media_of',
-           'is_made', 'open_source', 'open_validation', 'backbone_file', 'Run', 'interruptible', 'commit', 'about',
-           'append_row', 'keep_rows', 'keep_model', 'open_board', 'train']
+           'is_made', 'open_source', 'open_validation', 'backbone_file', 'Run', 'blamed', 'interruptible', 'commit',
+           'about', 'append_row', 'keep_rows', 'keep_model', 'open_board', 'train']
 
 # %% ../nbs/23a_runs.ipynb #23-002
 import csv, hashlib, importlib.util, json, math, os, platform, shutil, signal, subprocess, time
@@ -234,7 +234,9 @@ def learn(self: Run, parts):
     for group, lr in zip(self.optimizer.param_groups, self.rates): group['lr'] = lr * rate(r.schedule, u, r.warmup)
     for i, dubs in enumerate(to_device(parts, device)):
         with nullcontext() if i == last else self.accelerator.no_sync(self.learner):
-            loss, terms = self.learner(dubs, apart=u < r.apart)
+            try: loss, terms = self.learner(dubs, apart=u < r.apart)
+            except ValueError as e:
+                raise ValueError(f'Step {self.step + 1} fails with {blamed(parts)}: {e}') from e
             self.accelerator.backward(loss / len(parts))
         for name, v in dict(loss=loss, **terms).items(): values[name] = values.get(name, 0.) + v.item() / len(parts)
     values['gradient'] = self.accelerator.clip_grad_norm_(self.plain.parameters(), r.clip or math.inf).item()
@@ -246,17 +248,19 @@ def learn(self: Run, parts):
     return values
 
 # %% ../nbs/23a_runs.ipynb #23-014
+def blamed(parts):
+    "The names of the clips in a step whose sound is not finite, or of all, where none is: text"
+    names = [n for dubs in parts for n, x in zip(dubs.names, dubs.patches) if not x.isfinite().all()]
+    names = list(dict.fromkeys(names or [n for dubs in parts for n in dubs.names]))
+    return ', '.join(names[:8]) + (' …' if len(names) > 8 else '')
+
 @patch
 def check_finite(self: Run, values, parts):
-    "Raise a `ValueError` that names the clips if the loss or its gradient is NaN or infinite, in any process"
-    bad = torch.tensor(not all(map(math.isfinite, values.values())), device=self.accelerator.device)
-    if not self.accelerator.reduce(bad.float()).item(): return
-    guilty = []
-    for dubs in parts: guilty += [n for n, x in zip(dubs.names, dubs.patches) if not x.isfinite().all()]
-    names = list(dict.fromkeys(guilty or [n for dubs in parts for n in dubs.names]))
-    raise ValueError(f'The loss of step {self.step + 1} is not finite, with {", ".join(names[:8])}'
-                     f'{" …" if len(names) > 8 else ""}; look at the clips, or learn more slowly. The states in '
-                     f'{self.out / "state"} are from before.')
+    "Raise a `ValueError` if the loss or its gradient is NaN or infinite, in any process"
+    bad = torch.tensor(float(not all(map(math.isfinite, values.values()))), device=self.accelerator.device)
+    if self.accelerator.reduce(bad).item():
+        raise ValueError(f'Step {self.step + 1} fails with {blamed(parts)}: the loss is not finite; look at the clips, or '
+                         'learn more slowly.')
 
 # %% ../nbs/23a_runs.ipynb #23-016
 KEPT = 2        # states, the newest ones
