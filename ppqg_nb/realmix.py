@@ -285,7 +285,8 @@ def players(media, draws, kind, steps, side):
     def pick(numbers): return numbers[draws.integer(0, len(numbers) - 1)]
     classes = can[draws.order(len(can))][:draws.integer(fewest, most)]
     photos = np.array([pick(media.groups['photo', seen, CLASSES[c]]) for c in classes])
-    if draws.integer(0, 1) and len(classes) < 4 and others:
+    often = 7 if side == 'train' else 1                   # one scene in eight, or every other one
+    if draws.integer(0, often) == often and len(classes) < 4 and others:
         at = draws.integer(0, len(classes))
         photos, classes = np.insert(photos, at, pick(others)), np.insert(classes, at, 0)
     n = len(classes)

