@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['BYTES', 'PIXELS', 'WORDS', 'SUFFIXES', 'ONE_BY_ONE', 'STRAY', 'PROBLEMS', 'NOTES', 'ORDER', 'absent', 'look_at_file',
            'why', 'decode', 'look_at_picture', 'look_at_sound', 'look_at_labels', 'other_labels', 'look_at_mask',
-           'look_at_clip', 'splits_of', 'look_at_table', 'look_at_names', 'look_at_classes', 'paths_of', 'folders_of',
-           'look_around', 'Problem', 'Report', 'look_at_clips', 'tally', 'find_tasks', 'put_together', 'check']
+           'look_at_clip', 'published_counts', 'splits_of', 'look_at_table', 'look_at_names', 'look_at_classes',
+           'paths_of', 'folders_of', 'look_around', 'Problem', 'Report', 'look_at_clips', 'tally', 'find_tasks',
+           'put_together', 'check']
 
 # %% ../nbs/21a_audit.ipynb #21-002
-import csv, json, os, re, stat, threading
+import csv, os, re, stat, threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from PIL import Image
 from .core import AVSS_CLASSES
-from .data import HOMES, PUBLISHED, SPLITS, SUBSETS, TABLES, find_layout, find_tables, read_mask, read_table, read_wav
+from .data import (HOMES, PUBLISHED, SPLITS, SUBSETS, TABLES, find_layout, find_tables, label_names, read_mask,
+                          read_table, read_wav)
 
 # %% ../nbs/21a_audit.ipynb #21-015
 BYTES, PIXELS = 2**26, 2**24    # of a file, of a picture; nothing of the benchmark comes near
@@ -87,11 +89,11 @@ def look_at_sound(path, seconds, say):
 # %% ../nbs/21a_audit.ipynb #21-035
 STRAY = 0.001       # share of a mask's pixels up to which a class that the table does not name is a note
 
-def look_at_labels(path, labels, classes, say):
-    "Say which classes are in `labels` (H, W) that are not among the names `classes`"
+def look_at_labels(path, labels, classes, say, names=AVSS_CLASSES):
+    "Say which classes are in `labels` (H, W), of these `names`, that are not among the names `classes`"
     share = labels.flatten().bincount(minlength=256) / labels.numel()
-    share[[0, 255, *(AVSS_CLASSES.index(c) for c in classes)]] = 0
-    others = ', '.join(f'{AVSS_CLASSES[c]} on {share[c]:.2%}' for c in share.nonzero().flatten().tolist())
+    share[[0, 255, *(names.index(c) for c in classes)]] = 0
+    others = ', '.join(f'{names[c]} on {share[c]:.2%}' for c in share.nonzero().flatten().tolist())
     if not others: return
     kind = 'mislabelled' if share.sum() > STRAY else 'stray pixels'
     say(path, kind, f'has {others} of its pixels; the table names {", ".join(classes)}.')
@@ -107,15 +109,17 @@ def other_labels(mask):
 
 def look_at_mask(path, entry, size, say):
     "Look at a mask of a clip whose frames are of `size` (width, height), and at its second picture if there is one"
-    seen = look_at_picture(path, 'mask', say, lambda p: read_mask(p, entry.kind))
+    count = len(entry.names)
+    seen = look_at_picture(path, 'mask', say, lambda p: read_mask(p, entry.kind, count))
     if not seen: return
     if size and seen[0] != size:
         return say(path, 'mask of another size', 'is {} × {} pixels, the frames {} × {}.'.format(*seen[0], *size))
-    if entry.kind != 'binary' and set(entry.classes) <= set(AVSS_CLASSES):
-        look_at_labels(path, seen[1], entry.classes, say)
+    if entry.kind != 'binary' and set(entry.classes) <= set(entry.names):
+        look_at_labels(path, seen[1], entry.classes, say, entry.names)
     other = other_labels(path)
     if other is None or absent(other): return
-    theirs = look_at_picture(other, 'mask', say, lambda p: read_mask(p, 'index' if entry.kind == 'color' else 'color'))
+    kind = 'index' if entry.kind == 'color' else 'color'
+    theirs = look_at_picture(other, 'mask', say, lambda p: read_mask(p, kind, count))
     if not theirs: return
     if theirs[0] != seen[0]: share = 1
     else: share = (theirs[1] != seen[1]).double().mean()
@@ -142,6 +146,10 @@ def look_at_clip(entry):
     return found, there
 
 # %% ../nbs/21a_audit.ipynb #21-047
+def published_counts(layout):
+    "How many clips of each split were published, a dict; an empty one for data with labels of its own"
+    return PUBLISHED[layout.task] if layout.names == AVSS_CLASSES else {}
+
 def splits_of(table, name):
     "The splits in all rows of a CSV that have `name` in a cell"
     with open(table, newline='', encoding='utf-8-sig') as f:
@@ -172,24 +180,29 @@ def look_at_names(layout, entries, say):
     for e in entries:
         video = re.match(r'(.{11})_\d', e.name)          # YouTube's names of videos
         if video: videos.setdefault(video[1], {}).setdefault(e.split, e.name)
-        unknown = sorted(set(e.classes) - set(AVSS_CLASSES))
+        unknown = sorted(set(e.classes) - set(layout.names))
         if unknown: say(layout.table, 'unknown class', f'names {", ".join(unknown)}.', e.name)
     for clips in videos.values():
         if len(clips) > 1: say(layout.table, 'video in two splits', 'has clips of one video: ' +
                                ', '.join(f'{name} in {split}' for split, name in clips.items()) + '.')
-    for split, published in PUBLISHED[layout.task].items() if entries else ():
+    for split, published in published_counts(layout).items() if entries else ():
         n = sum(e.split == split for e in entries)
         text = f'has {n:,} clips of {split}; {published:,} were published.'
         if n != published: say(layout.table, 'count differs', text)
 
 def look_at_classes(layout, say):
-    "Say whether the list of classes beside the table of AVSS numbers them as we do: the first one is 1, not 0"
-    path, n = layout.table.with_name('label2idx.json'), len(AVSS_CLASSES)
-    if layout.task != 'avss' or absent(path): return
-    try: theirs = json.loads(path.read_bytes())
-    except (ValueError, OSError): return say(path, 'damaged table', 'cannot be read as JSON.')
-    if theirs != {name: i + 1 for i, name in enumerate(AVSS_CLASSES)}:
-        say(path, 'other classes', f'does not give the {n} classes the numbers 1 to {n} in our order.')
+    """The names of the labels (`label_names`); says where the list beside the table of AVSS is none, or is not ours.
+
+    Where most of its names are those of AVSS, it must have all of them, in our order.
+    """
+    path, n, text = layout.table.with_name('label2idx.json'), len(AVSS_CLASSES), ''
+    if layout.task != 'avss': return AVSS_CLASSES
+    try: names = label_names(layout)
+    except (ValueError, OSError) as e: names, text = AVSS_CLASSES, why(e, path)[1].replace('; copy it again', '')
+    if names != AVSS_CLASSES and 2 * len(set(names) & set(AVSS_CLASSES)) > n:
+        names, text = AVSS_CLASSES, f'does not give the {n} classes the numbers 1 to {n} in our order.'
+    if text: say(path, 'other classes' if 'give' in text else 'damaged table', text)
+    return names
 
 # %% ../nbs/21a_audit.ipynb #21-055
 def paths_of(entries):
@@ -304,7 +317,7 @@ class Report:
                 rows += [(subset, split, *n, published.get(split)) for split, n in splits.items()]
             if task == 'avss':
                 sums = {s: [sum(n) for n in zip(*(x[s] for x in f['subsets'].values()))] for s in SPLITS}
-                rows += [(task, split, *n, f['published'][split]) for split, n in sums.items() if n]
+                rows += [(task, split, *n, f['published'].get(split)) for split, n in sums.items() if n]
         return rows
 
     def to_dict(self):
@@ -354,7 +367,7 @@ def put_together(root, layout, entries, results, say):
     for e, (what, _) in zip(entries, results):
         for finding in what if there[e.subset] else (): say(e.subset, *finding, e.name)
     words = str(layout).replace(str(layout.folder), layout.folder.relative_to(root).as_posix())
-    return dict(layout=words, published=PUBLISHED[layout.task], **tally(entries, results))
+    return dict(layout=words, published=published_counts(layout), **tally(entries, results))
 
 # %% ../nbs/21a_audit.ipynb #21-071
 ORDER = ('s4', 'ms3', 'avss', 'v1s', 'v1m', 'v2')
@@ -372,13 +385,12 @@ def check(
     root, findings, found = Path(root), [], {}
     def say(subset, path, kind, text, clip=''):
         findings.append(Problem(subset, clip, path.relative_to(root).as_posix(), kind, text))
-    layouts = find_tasks(root, say)
+    layouts = [replace(x, names=look_at_classes(x, partial(say, x.task))) for x in find_tasks(root, say)]
     tables = [look_at_table(x, partial(say, x.task)) for x in layouts]
     results = iter(look_at_clips([e for entries, _ in tables for e in entries], workers, progress))
     for layout, (entries, left_out) in zip(layouts, tables):
         tell = partial(say, layout.task)
         look_at_names(layout, entries, tell)
-        look_at_classes(layout, tell)
         found[layout.task] = put_together(root, layout, entries, list(islice(results, len(entries))), say)
         found[layout.task]['others'] = look_around(layout, entries, left_out, tell)
     findings.sort(key=lambda p: ORDER.index(p.subset))          # stable: within a subset, as they were found

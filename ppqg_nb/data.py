@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'SPLITS', 'SUBSETS', 'SECONDS', 'PUBLISHED', 'HOMES', 'TABLES', 'annotated_frames', 'Entry', 'Layout',
-           'read_table', 'write_clip', 'find_tables', 'find_layout', 'read_frame', 'classes_of_colors', 'read_mask',
-           'read_wav', 'sound_patches', 'read_entry', 'AVSBench', 'add_regions', 'targets', 'Batch', 'collate',
-           'ClassMap', 'RegionMap', 'resize_map', 'transform_clip', 'resize_clip', 'Augment']
+           'read_table', 'label_names', 'Writer', 'write_clip', 'find_tables', 'find_layout', 'read_frame',
+           'classes_of_colors', 'read_mask', 'read_wav', 'sound_patches', 'read_entry', 'AVSBench', 'add_regions',
+           'targets', 'Batch', 'collate', 'ClassMap', 'RegionMap', 'resize_map', 'transform_clip', 'resize_clip',
+           'Augment']
 
 # %% ../nbs/21_data.ipynb #21-002
-import csv, os, re, shutil, warnings
+import csv, errno, io, json, os, re, shutil, warnings
 import numpy as np, torch
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from PIL import Image, UnidentifiedImageError
@@ -48,6 +49,7 @@ class Entry:
     kind: str          # of the masks: binary, index (a class a pixel) or color (the colours of the classes)
     category: str = '' # S4: one of S4_CATEGORIES
     classes: tuple = ()     # AVSS: what sounds, by the table, in the table's spelling
+    names: tuple = field(default=AVSS_CLASSES, repr=False)      # AVSS: of the labels, background first
 
 @dataclass(frozen=True)
 class Layout:
@@ -58,6 +60,7 @@ class Layout:
     splits: tuple = ()       # S4, MS3: those of visual_frames, audio_wav, gt_masks that have a folder for each split
     frames: str = 'frames'   # AVSS: the folder of frames in that of a clip
     labels: str = 'labels_semantic'    # AVSS: the folder of masks in that of a clip
+    names: tuple = field(default=AVSS_CLASSES, repr=False)    # AVSS: of the labels, background first (`label_names`)
 
     def __str__(self):
         if self.task == 'avss': return f'AVSS in {self.folder}: {self.frames}, {self.labels}'
@@ -80,7 +83,8 @@ def _semantic_entry(layout, row):
     frames = [home/layout.frames/f'{i}.jpg' for i in range(len(flags))]
     masks = [home/layout.labels/f'{i}.png' if on else None for i, on in enumerate(flags)]
     return Entry(row['uid'], row['split'], row['label'], tuple(frames), tuple(masks), home/'audio.wav',
-                 'color' if 'rgb' in layout.labels else 'index', classes=tuple(filter(None, row['a_obj'].split('_'))))
+                 'color' if 'rgb' in layout.labels else 'index', names=layout.names,
+                 classes=tuple(filter(None, row['a_obj'].split('_'))))
 
 def _entry(layout, row): return (_semantic_entry if layout.task == 'avss' else _object_entry)(layout, row)
 
@@ -133,30 +137,53 @@ def read_table(layout):
         seen.add(name)
     return entries, problems
 
-# %% ../nbs/21_data.ipynb #21-022
+# %% ../nbs/21_data.ipynb #21-021
+def label_names(layout):
+    """The names of a task's labels, background first: for AVSS those of label2idx.json beside its table, if it is there.
+
+    That file gives each name its label plus 1. Without it they are AVSS_CLASSES; S4 and MS3 have BINARY_CLASSES.
+    Raises a `ValueError`, one sentence, where the file is no such list.
+    """
+    path = layout.table.with_name('label2idx.json')
+    if layout.task != 'avss': return BINARY_CLASSES
+    if not path.exists(): return AVSS_CLASSES
+    try: numbers = json.loads(path.read_bytes())
+    except ValueError: raise ValueError(f'{path} cannot be read as JSON; copy it again.') from None
+    names = tuple(numbers) if isinstance(numbers, dict) else ()
+    if any(type(numbers[n]) is not int or '_' in n or not n.strip() for n in names) or not 2 <= len(names) <= 255:
+        raise ValueError(f'{path} is no list of 2 to 255 names, without _, each with a whole number; copy it again.')
+    names = tuple(sorted(names, key=numbers.get))
+    if [numbers[n] for n in names] == list(range(1, len(names) + 1)) and names[0] == 'background': return names
+    raise ValueError(f'{path} does not give background the number 1 and its other {len(names) - 1} names 2 to '
+                     f'{len(names)}; copy it again.')
+
+# %% ../nbs/21_data.ipynb #21-024
 HOMES = dict(s4='AVSBench_object/Single-source', ms3='AVSBench_object/Multi-sources', avss='AVSBench_semantic')
 TABLES = dict(s4='s4_meta_data.csv', ms3='ms3_meta_data.csv', avss='metadata.csv')
 _FOLDERS = ('visual_frames', 'audio_wav', 'gt_masks')
 _HEADERS = dict(s4=['name', 'start', 'category', 'split'], ms3=['video_id', 'split'],
                 avss=['vid', 'uid', 's_min', 's_sec', 'a_obj', 'split', 'label'])
 
+def _named(layout): return replace(layout, names=label_names(layout))
+
 def _own_layout(root, task):
     "The `Layout` that the benchmark itself has"
     home = root/HOMES[task]
-    return Layout(task, home/TABLES[task], home if task == 'avss' else home/f'{task}_data',
-                  dict(s4=_FOLDERS, ms3=_FOLDERS[1:], avss=())[task])
+    layout = Layout(task, home/TABLES[task], home if task == 'avss' else home/f'{task}_data',
+                    dict(s4=_FOLDERS, ms3=_FOLDERS[1:], avss=())[task])
+    return _named(layout) if task == 'avss' else layout
 
 def _own_row(layout, clip, split, subset, category):
     "The row of the table for a clip, a dict with the columns of all tasks, and its `Entry`"
-    there = clip.labels.unique().tolist()
+    there, names = clip.labels.unique().tolist(), layout.names
     row = dict(dict.fromkeys(('name', 'video_id', 'uid', 'vid'), clip.name), start=0, s_min=0, s_sec=0, split=split,
                category=category or '', label=subset,
-               a_obj='_'.join(AVSS_CLASSES[c] for c in there if 0 < c < len(AVSS_CLASSES)))
+               a_obj='_'.join(names[c] for c in there if 0 < c < len(names)))
     return row, _entry(layout, row)
 
-# %% ../nbs/21_data.ipynb #21-023
-def _check_clip(clip, subset, split):
-    "Raise a sentence unless the clip keeps the benchmark's rules"
+# %% ../nbs/21_data.ipynb #21-025
+def _check_clip(clip, subset, split, names):
+    "Raise a sentence unless the clip keeps the benchmark's rules, with labels of these names"
     flags = annotated_frames(subset, split)
     given = [True] * len(flags) if clip.annotated is None else clip.annotated.tolist()
     if len(clip.frames) != len(flags):
@@ -164,11 +191,11 @@ def _check_clip(clip, subset, split):
     for i, (needed, there, labels) in enumerate(zip(flags, given, clip.labels)):
         if needed and not there:
             raise ValueError(f'Clip {clip.name}: frame {i} has no labels, and in {subset} {split} it must.')
-        if needed and not 0 <= labels.min() <= labels.max() < len(AVSS_CLASSES):
+        if needed and not 0 <= labels.min() <= labels.max() < len(names):
             raise ValueError(f'Clip {clip.name}: labels of frame {i} go from {labels.min()} to {labels.max()}; they '
-                             f'must be from 0 to {len(AVSS_CLASSES) - 1}.')
+                             f'must be from 0 to {len(names) - 1}.')
 
-# %% ../nbs/21_data.ipynb #21-024
+# %% ../nbs/21_data.ipynb #21-026
 def _mask_picture(labels, subset):
     "Labels `(H, W)` as a picture in the mode of the subset's masks: 1 (S4), P (MS3), L (AVSS)"
     if subset not in ('s4', 'ms3'): return Image.fromarray(labels.byte().numpy())
@@ -184,7 +211,7 @@ def _pictures(entry, clip):
         if path is None: continue
         made[path] = _mask_picture(labels, entry.subset)
         if entry.kind == 'index':
-            colored = class_colors(len(AVSS_CLASSES))[labels.numpy()]
+            colored = class_colors(len(entry.names))[labels.numpy()]
             made[path.parent.with_name('labels_rgb')/path.name] = Image.fromarray(colored)
     return made
 
@@ -193,13 +220,13 @@ def _write_sound(path, clip):
     samples = (clip.waveform.double() * 2**15).round().clamp(-2**15, 2**15 - 1)
     wavfile.write(path, clip.rate, samples.short().numpy())
 
-# %% ../nbs/21_data.ipynb #21-025
-def _write_files(entry, clip, part):
-    "Write the clip's files into a folder `part`, then move each to its place"
+# %% ../nbs/21_data.ipynb #21-027
+def _write_files(entry, clip, part, anew):
+    "Write the clip's files into a folder `part`, then move each to its place, where a file may be only if `anew`"
     pictures = _pictures(entry, clip)
     moves = {path: part/f'{i}{path.suffix}' for i, path in enumerate([*pictures, entry.sound])}
     there = next((path for path in moves if path.exists()), None)
-    if there: raise ValueError(f'{there} is there already; choose another name, or remove it.')
+    if there and not anew: raise ValueError(f'{there} is there already; choose another name, or remove it.')
     try:
         part.mkdir(parents=True, exist_ok=True)
         for path, picture in pictures.items():
@@ -210,18 +237,50 @@ def _write_files(entry, clip, part):
             os.replace(made, path)
     finally: shutil.rmtree(part, ignore_errors=True)
 
-def _write_rows(table, header, rows):
-    "Write a CSV beside, and rename it"
-    part = table.with_name(f'.{table.name}.part')
-    try:
-        with open(part, 'w', newline='', encoding='utf-8') as f:
-            writer = csv.DictWriter(f, header, restval='', extrasaction='ignore')
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(part, table)
-    finally: part.unlink(missing_ok=True)
+def _add_row(table, header, row):
+    "Add a row, a dict, at the end of a CSV, which is made where it is not there; whole or not at all"
+    text = io.StringIO(newline='')
+    writer = csv.DictWriter(text, header, restval='', extrasaction='ignore')
+    with open(table, 'a+b', buffering=0) as f:
+        size = f.seek(0, os.SEEK_END)
+        if size == 0: writer.writeheader()
+        elif f.seek(-1, os.SEEK_END) and f.read() != b'\n': text.write('\r\n')
+        writer.writerow(row)
+        line = text.getvalue().encode()
+        if f.write(line) == len(line): return
+        f.truncate(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(table))
 
-# %% ../nbs/21_data.ipynb #21-026
+# %% ../nbs/21_data.ipynb #21-028
+class Writer:
+    """Puts clips of a task ('s4', 'ms3', 'avss') into the layout of AVSBench at `root`: `write`, once a clip. One at a time.
+
+    `layout`: where they go; `names`: of the clips in its table. Raises a `ValueError`, one sentence, as `write_clip`.
+    """
+    def __init__(self, root, task):
+        _choose('task', task, TASKS)
+        self.layout = _own_layout(Path(root), task)
+        self.header, rows = _rows(self.layout.table) if self.layout.table.exists() else (_HEADERS[task], [])
+        self.names = {r.get(_COLUMNS[task][0]) for r in rows}
+
+    def write(self, clip, split, subset='v1m', category=None, anew=False):
+        "Write a clip and its row, as `write_clip`: its `Entry`; with `anew` also over files that have no row"
+        layout, task = self.layout, self.layout.task
+        if task != 'avss': subset = task
+        if task == 's4': _choose('category', category, S4_CATEGORIES)
+        _choose('split', split, SPLITS)
+        _choose('subset', subset, SUBSETS[task])
+        _check_name('name', clip.name)
+        _check_clip(clip, subset, split, layout.names)
+        if clip.name in self.names:
+            raise ValueError(f'{layout.table} has a clip {clip.name} already; choose another name.')
+        row, entry = _own_row(layout, clip, split, subset, category)
+        _write_files(entry, clip, layout.folder/f'.{clip.name}.part', anew)
+        _add_row(layout.table, self.header, row)
+        self.names.add(clip.name)
+        return entry
+
+# %% ../nbs/21_data.ipynb #21-029
 def write_clip(
     root,              # the benchmark's folder; it and those below are made where they are not there
     clip,              # a `Clip`; its name names the files
@@ -232,26 +291,12 @@ def write_clip(
 ):
     """Write a clip in the layout of AVSBench, and its row into the table: the clip's `Entry`.
 
-    Frames become PNG, for AVSS JPEG, the sound 16-bit WAV. Labels are classes of AVSS; for S4 and MS3 all above 0 are
-    the object. One process at a time. Raises a `ValueError`, one sentence, where the clip does not fit, or is there.
+    Frames become PNG, for AVSS JPEG, the sound 16-bit WAV. Labels are those of `label_names`; for S4 and MS3 all above 0
+    are the object. One process at a time. Raises a `ValueError`, one sentence, where the clip does not fit, or is there.
     """
-    _choose('task', task, TASKS)
-    _choose('split', split, SPLITS)
-    if task == 's4': _choose('category', category, S4_CATEGORIES)
-    subset = subset if task == 'avss' else task
-    _choose('subset', subset, SUBSETS[task])
-    _check_name('name', clip.name)
-    _check_clip(clip, subset, split)
-    layout = _own_layout(Path(root), task)
-    row, entry = _own_row(layout, clip, split, subset, category)
-    header, rows = _rows(layout.table) if layout.table.exists() else (_HEADERS[task], [])
-    if any(r.get(_COLUMNS[task][0]) == clip.name for r in rows):
-        raise ValueError(f'{layout.table} has a clip {clip.name} already; choose another name.')
-    _write_files(entry, clip, layout.folder/f'.{clip.name}.part')
-    _write_rows(layout.table, header, [*rows, row])
-    return entry
+    return Writer(root, task).write(clip, split, subset, category)
 
-# %% ../nbs/21_data.ipynb #21-032
+# %% ../nbs/21_data.ipynb #21-035
 def find_tables(root):
     """The tables at `root`, or in the usual folders below: a dict of task to the path of its CSV.
 
@@ -268,7 +313,7 @@ def find_tables(root):
     if not any(root.iterdir()): raise FileNotFoundError(f'{root} is empty; {hint}')
     raise FileNotFoundError(f'{root} holds none of {", ".join(TABLES.values())}; {hint}')
 
-# %% ../nbs/21_data.ipynb #21-033
+# %% ../nbs/21_data.ipynb #21-036
 def find_layout(root, task):
     """The `Layout` of a task; `root` is the benchmark's folder, one of its halves, or that of the task itself.
 
@@ -297,7 +342,7 @@ def _avss_folders(folder):
     clips = [c for s in SUBSETS['avss'] if (folder/s).is_dir() for c in sorted((folder/s).iterdir())[:20]]
     return next((v for v in variants if any((c/v[0]).is_dir() and (c/v[1]).is_dir() for c in clips)), variants[0])
 
-# %% ../nbs/21_data.ipynb #21-038
+# %% ../nbs/21_data.ipynb #21-041
 def read_frame(path):
     "A picture file as `(3, H, W)` uint8 RGB; a `ValueError` or `FileNotFoundError`, one sentence, if it is none"
     return torch.from_numpy(np.array(_picture(path).convert('RGB'))).permute(2, 0, 1).contiguous()
@@ -313,48 +358,48 @@ def _picture(path):
     except Exception as e:                  # a damaged file can raise anything in a decoder
         raise ValueError(f'{path} cannot be read as a picture ({str(e).rstrip(".")}); copy it again.') from None
 
-# %% ../nbs/21_data.ipynb #21-041
-def classes_of_colors(rgb):
+# %% ../nbs/21_data.ipynb #21-044
+def classes_of_colors(rgb, count=len(AVSS_CLASSES)):
     """The class of each pixel of a picture in the colours of `class_colors`: `(H, W, 3)` uint8 to `(H, W)` int64.
 
-    -1 where the colour is that of no class of AVSS.
+    -1 where the colour is that of none of `count` classes.
     """
     v = np.arange(256)
     bits = sum((v >> (7 - j) & 1) << 3 * j for j in range(3))     # of one channel, where they stand in the class
     classes = sum(bits[rgb[..., i]] << i for i in range(3))
-    known = (classes < len(AVSS_CLASSES)) & (class_colors(512)[classes] == rgb).all(-1)
+    known = (classes < count) & (class_colors(512)[classes] == rgb).all(-1)
     return np.where(known, classes, -1)
 
-# %% ../nbs/21_data.ipynb #21-045
-def read_mask(path, kind):
-    """A mask file as `(H, W)` int64. Kind 'binary': 0 and 1; 'index' and 'color': classes of AVSS, 255 is ignored.
+# %% ../nbs/21_data.ipynb #21-048
+def read_mask(path, kind, count=len(AVSS_CLASSES)):
+    """A mask file as `(H, W)` int64. Kind 'binary': 0 and 1; 'index' and 'color': 0 to count - 1, 255 is ignored.
 
     Read are pictures of whole numbers: 0, and 1 or 255 (binary), or classes (index); and RGB in the colours of
     `class_colors`. Raises a `ValueError`, one sentence, where the file or a value in it is none of this.
     """
     picture = _picture(path)
-    if kind == 'color' or kind == 'index' and picture.mode in ('RGB', 'RGBA'): return _from_colors(path, picture)
+    if kind == 'color' or kind == 'index' and picture.mode in ('RGB', 'RGBA'): return _from_colors(path, picture, count)
     whole = picture.mode in ('L', 'P', 'I', 'I;16')
     if kind == 'index' and not whole:
         raise ValueError(f'{path} is a picture of mode {picture.mode}; one of classes has mode L or P.')
     values = np.array(picture if whole else picture.convert('L'))
-    top = 1 if kind == 'binary' else len(AVSS_CLASSES) - 1
+    top = 1 if kind == 'binary' else count - 1
     wrong = (values > top) & (values != 255) | (values < 0)
     if wrong.any():
         needed = '0, and 1 or 255' if kind == 'binary' else f'classes, 0 to {top}, and 255, ignored'
         raise ValueError(f'{path} has the value {values[wrong][0]}; the values of such a mask are {needed}.')
     return torch.from_numpy((values > 0 if kind == 'binary' else values).astype(np.int64))
 
-def _from_colors(path, picture):
+def _from_colors(path, picture, count):
     "Classes `(H, W)` int64 of a picture in the colours of the classes"
     rgb = np.array(picture.convert('RGB'))
-    classes = classes_of_colors(rgb)
+    classes = classes_of_colors(rgb, count)
     if (classes >= 0).all(): return torch.from_numpy(classes)
     y, x = np.argwhere(classes < 0)[0].tolist()
     raise ValueError(f'{path} has the colour {tuple(rgb[y, x].tolist())} at x {x}, y {y}, which no class has; such '
                      'pictures must be PNG, and resized with the nearest neighbour only.')
 
-# %% ../nbs/21_data.ipynb #21-048
+# %% ../nbs/21_data.ipynb #21-051
 def read_wav(path):
     """The sound of a WAV file: `(n,)` float32, the mean of its channels, and its rate.
 
@@ -379,7 +424,7 @@ def _wav_fault(said):
     if re.search('EOF|end of file|buffer', said): return 'is cut off; copy it again'
     return f'is no WAV that can be read ({said.rstrip(".")}); copy it again'
 
-# %% ../nbs/21_data.ipynb #21-051
+# %% ../nbs/21_data.ipynb #21-054
 def sound_patches(waveform, rate, steps, repeat=False):
     """The log-mel patch of each of `steps` frames: `(steps, 96, 64)` float32, patch i from `i * 0.96` seconds on.
 
@@ -392,7 +437,7 @@ def sound_patches(waveform, rate, steps, repeat=False):
     whole = 1 + max(0, len(x) - SPAN) // round(.96 * RATE)
     return patches[torch.arange(steps).clamp(max=whole - 1)] if repeat else patches
 
-# %% ../nbs/21_data.ipynb #21-055
+# %% ../nbs/21_data.ipynb #21-058
 def read_entry(entry):
     """The `Clip` of an `Entry`: all its files, in their own size, its sound also as patches (`sound_patches`).
 
@@ -408,7 +453,7 @@ def _read(entry):
         there = len(entry.frames) - len(missing)
         raise ValueError(f'{there} of its {len(entry.frames)} frames are there; {missing[0]} is missing.')
     frames = [read_frame(p) for p in entry.frames]
-    labels = [None if p is None else read_mask(p, entry.kind) for p in entry.masks]
+    labels = [None if p is None else read_mask(p, entry.kind, len(entry.names)) for p in entry.masks]
     h, w = frames[0].shape[1:]
     for path, x in zip((*entry.frames, *entry.masks), (*frames, *labels)):
         if x is not None and x.shape[-2:] != (h, w):
@@ -421,12 +466,12 @@ def _read(entry):
     return Clip(torch.stack(frames), labels, waveform, rate, entry.name,
                 torch.tensor([p is not None for p in entry.masks]), patches, sounds=sounds)
 
-# %% ../nbs/21_data.ipynb #21-058
+# %% ../nbs/21_data.ipynb #21-061
 class AVSBench(torch.utils.data.Dataset):
     """The clips of one task and split, each a `Clip` in its files' own size (`read_entry`).
 
     `classes`: names of the labels; `entries`: a list of `Entry`; `layout`, `task`, `split`. Raises, one sentence, where
-    `find_layout` or `read_table` does (`FileNotFoundError`, `ValueError`), a row is wrong, or no clip is left.
+    `find_layout`, `label_names` or `read_table` does (`FileNotFoundError`, `ValueError`), a row is wrong, or no clip is left.
     """
     def __init__(self,
         root,            # the benchmark's folder, one of its halves, or that of the task itself
@@ -436,8 +481,8 @@ class AVSBench(torch.utils.data.Dataset):
         augment=None,    # a callable, Clip to Clip, the last thing done; e.g. `Augment()`
         regions=None,    # a callable, (frame, 'NAME/i') to a region map (3, H, W) uint8, i from 0
     ):
-        self.layout, self.task, self.split = find_layout(root, task), task, split
-        self.classes, self.augment, self.regions = (AVSS_CLASSES if task == 'avss' else BINARY_CLASSES), augment, regions
+        self.layout, self.task, self.split = _named(find_layout(root, task)), task, split
+        self.classes, self.augment, self.regions = self.layout.names, augment, regions
         subsets = (subsets,) if isinstance(subsets, str) else SUBSETS[task] if subsets is None else subsets
         for s in subsets: _choose('subsets', s, SUBSETS[task])
         _choose('split', split, SPLITS)
@@ -452,7 +497,7 @@ class AVSBench(torch.utils.data.Dataset):
         if self.regions is not None: clip = add_regions(clip, self.regions)
         return clip if self.augment is None else self.augment(clip)
 
-# %% ../nbs/21_data.ipynb #21-059
+# %% ../nbs/21_data.ipynb #21-062
 def add_regions(clip, maker):
     """The clip with a region map for each frame, `maker(frame, 'NAME/i')`: `(3, H, W)` uint8, of the frame's size.
 
@@ -466,7 +511,7 @@ def add_regions(clip, maker):
                              f'that of the frame, {tuple(clip.frames.shape[1:])}.')
     return replace(clip, regions=torch.stack(maps))
 
-# %% ../nbs/21_data.ipynb #21-063
+# %% ../nbs/21_data.ipynb #21-067
 def targets(clip, classes=None):
     """What `criterion` learns from a clip: a dict a frame of labels `(M,)`, masks `(M, H, W)` bool, annotated, sounds.
 
@@ -483,7 +528,7 @@ def targets(clip, classes=None):
         found.append(dict(labels=present, masks=labels == present[:, None, None], annotated=flag, **known))
     return found
 
-# %% ../nbs/21_data.ipynb #21-066
+# %% ../nbs/21_data.ipynb #21-070
 class Batch(NamedTuple):
     "Clips on their way into the model, the frames of all of them one after the other"
     frames: Tensor             # (B, 3, H, W) uint8; B is the sum of the lengths
@@ -510,7 +555,7 @@ def collate(clips):
                  [t for c in clips for t in targets(c)], tuple(c.name for c in clips),
                  tuple(len(c.frames) for c in clips))
 
-# %% ../nbs/21_data.ipynb #21-069
+# %% ../nbs/21_data.ipynb #21-073
 class ClassMap(tv_tensors.Mask): "Labels on their way through torchvision: moved like the frames, never mixed"
 class RegionMap(tv_tensors.Mask): "Region maps on their way through torchvision: the same, with another value outside"
 
@@ -531,7 +576,7 @@ def resize_clip(clip, size):
     "The clip in another size, (height, width) or one number for both: frames bilinear, antialiased; maps nearest"
     return transform_clip(clip, v2.Resize((size, size) if isinstance(size, int) else tuple(size)))
 
-# %% ../nbs/21_data.ipynb #21-071
+# %% ../nbs/21_data.ipynb #21-075
 class Augment:
     """A random geometry and random colours, one draw for all frames, labels and region maps: a callable, Clip to Clip.
 

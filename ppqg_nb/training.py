@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['UNDECAYED', 'SCHEDULES', 'class_table', 'renamed', 'Renamed', 'SceneSource', 'ClipSource', 'set_seed', 'Examples',
            'positions', 'Dubs', 'heard', 'collate', 'to_device', 'object_loss', 'Learner', 'parameter_groups', 'rate',
-           'save_memory']
+           'counted_once', 'blocks', 'save_memory']
 
 # %% ../nbs/23_training.ipynb #23-002
 import functools, math
 import numpy as np, torch
 import torch.nn.functional as F
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from fastcore.basics import patch
 from typing import NamedTuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,14 +25,15 @@ from .decoder import DecoderLayer
 from .losses import criterion, sound_targets
 from .pixel_decoder import PixelLayer
 from .prototypes import pac_loss
+from .pyramid import Backbone
 from .scenes import Scene, check_task, for_task
 
-# %% ../nbs/23_training.ipynb #23-004
+# %% ../nbs/23_training.ipynb #23-012
 def class_table(names, classes):
     """Where each class of a data set stands in a model's list: `(256,)` int64; 255, not scored, stays 255.
 
-    A model with two classes calls whatever is not background its object. Raises a `ValueError` for a class that the
-    model does not know.
+    `names` are those of the data, `classes` those of the model. A model with two classes calls whatever is not
+    background its object. Raises a `ValueError` for a class that the model does not know.
     """
     table = torch.full((256,), 255)
     unknown = [name for name in names if name not in classes]
@@ -40,8 +43,9 @@ def class_table(names, classes):
     for i, name in enumerate(names): table[i] = classes.index(name) if not unknown else min(i, 1)
     return table
 
+# %% ../nbs/23_training.ipynb #23-015
 def renamed(clip, table, classes):
-    "The clip with labels, and in a `Scene` objects and sounds, in a model's numbering (`class_table`)"
+    "The clip with labels, and in a `Scene` objects and sounds, in the numbering of a model of `classes` classes"
     clip, names = replace(clip, labels=table[clip.labels]), int((table < 255).sum())
     if not isinstance(clip, Scene): return clip
     if clip.sounding.shape[1] != names:                  # the labels are 0 and 1 by now, the rest is still by class
@@ -49,7 +53,6 @@ def renamed(clip, table, classes):
     places = F.one_hot(table[:names], classes)
     return replace(clip, objects=table[clip.objects], sounding=clip.sounding.long() @ places > 0)
 
-# %% ../nbs/23_training.ipynb #23-005
 class Renamed(Dataset):
     "A data set whose labels are in a model's numbering: what `evaluation.evaluate` asks for"
     def __init__(self, dataset, classes):
@@ -61,11 +64,12 @@ class Renamed(Dataset):
     def __len__(self): return len(self.dataset)
     def __getitem__(self, i): return renamed(self.dataset[i], self.table, len(self.classes))
 
-# %% ../nbs/23_training.ipynb #23-007
+# %% ../nbs/23_training.ipynb #23-019
 class SceneSource:
     """Dubs of made scenes without an end; `make` is `scenes.dubs`, or what is called like it.
 
-    Brightness, contrast and saturation of a picture sequence change by factors from 1 - `color` to 1 + `color`.
+    Brightness, contrast and saturation of a picture sequence change by factors from 1 - `color` to 1 + `color`, drawn
+    from torch's global generator. Raises a `ValueError` where such scenes cannot be labelled for the task.
     """
     def __init__(self, make, classes, seed, kind='mixed', dubs=3, size=128, steps=1, task='avss', color=0.):
         self.make, self.seed, self.kind, self.dubs, self.size, self.steps = make, seed, kind, dubs, size, steps
@@ -79,7 +83,7 @@ class SceneSource:
         return [replace(for_task(s, self.task), frames=frames) for s in made]
 
 class ClipSource:
-    "The clips of a data set, each epoch in another order; number n is a function of the seed and n"
+    "The clips of a data set, one an example, each epoch in another order, a function of the seed and the epoch"
     def __init__(self, dataset, seed): self.dataset, self.classes, self.seed = dataset, dataset.classes, seed
 
     def __call__(self, n):
@@ -87,7 +91,7 @@ class ClipSource:
         order = np.random.Generator(np.random.Philox([self.seed, epoch])).permutation(len(self.dataset))
         return [self.dataset[int(order[i])]]
 
-# %% ../nbs/23_training.ipynb #23-008
+# %% ../nbs/23_training.ipynb #23-023
 def set_seed(*numbers):
     "Begin torch's random numbers anew, on every device, from whole numbers such as the seed and the step"
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(2, np.uint64)[0] >> 1))
@@ -95,7 +99,8 @@ def set_seed(*numbers):
 class Examples(Dataset):
     """Example n of a run, n = 0, 1 …: clips that share their frames, in a model's numbering; a function of seed and n.
 
-    Sources take turns: with two, the even n are the first's.
+    Sources take turns: with two, the even n are the first's. Raises a `ValueError` where one has a class that
+    `classes`, the model's, lacks.
     """
     def __init__(self, sources, classes, seed=0):
         self.sources, self.classes, self.seed = list(sources), tuple(classes), seed
@@ -104,13 +109,15 @@ class Examples(Dataset):
     def __getitem__(self, n):
         i, k = n % len(self.sources), n // len(self.sources)
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(int(np.random.SeedSequence((self.seed, n)).generate_state(1)[0]))
+            seed = np.random.SeedSequence((self.seed, n)).generate_state(1)[0]
+            torch.random.default_generator.manual_seed(int(seed))
             clips = self.sources[i](k)
         return [renamed(clip, self.tables[i], len(self.classes)) for clip in clips]
 
+# %% ../nbs/23_training.ipynb #23-026
 def positions(
     first, last,          # steps, from and before
-    batch,                # examples of a step, all processes and parts together
+    batch,                # examples of a step, all processes and parts together; they must divide it
     accumulate=1,         # parts of a step that are computed one after the other
     shard=(0, 1),         # which process of how many
 ):
@@ -122,7 +129,7 @@ def positions(
             start = step * batch + (turn * parts + part) * each
             yield list(range(start, start + each))
 
-# %% ../nbs/23_training.ipynb #23-010
+# %% ../nbs/23_training.ipynb #23-030
 class Dubs(NamedTuple):
     "Pictures and their sounds, on their way into the model"
     frames: Tensor             # (F, 3, H, W) uint8, each picture once
@@ -130,18 +137,22 @@ class Dubs(NamedTuple):
     owner: Tensor              # (B,) int64, the frame of each sound
     regions: Tensor | None     # (F, 3, H, W) uint8
     targets: list              # B dicts, for `criterion`
-    objects: Tensor | None     # (F, H, W) int64, what is on screen, sounding or not; None where it is not known
+    objects: Tensor | None     # (F, H, W) int64, what is on screen, sounding or not; None unless all clips are scenes
     names: tuple               # B names of clips
 
 def heard(clip, classes):
-    "`data.targets`, and in a `Scene` also what is heard without being seen; sound 0, background, is always there"
+    """`data.targets`, and in a `Scene` also what is heard without being seen, as `sounds`.
+
+    Sound 0, background, is always there, as it is in labels. `classes`: names of the model's, or their number.
+    """
     found = targets(clip, classes)
     if isinstance(clip, Scene) and clip.sounding is not None:
         for t, row in zip(found, clip.sounding): t['sounds'] = torch.cat([torch.tensor([0]), row.nonzero()[:, 0]])
     return found
 
+# %% ../nbs/23_training.ipynb #23-032
 def collate(examples, classes):
-    "Examples, lists of clips that share their frames, as `Dubs`"
+    "Examples, lists of clips that share their frames, as `Dubs`; all frames must have one size"
     owner, first = [], 0
     for clips in examples:
         n = len(clips[0].frames)
@@ -156,17 +167,17 @@ def collate(examples, classes):
                 tuple(c.name for c in clips for _ in c.frames))
 
 def to_device(x, device):
-    "Tensors, also in dicts, lists and named tuples, moved to a device"
+    "Tensors, also in dicts, lists and `Dubs`, moved to a device; anything else is given back as it is"
     if isinstance(x, Tensor): return x.to(device, non_blocking=True)
     if isinstance(x, dict): return {k: to_device(v, device) for k, v in x.items()}
     if isinstance(x, list): return [to_device(v, device) for v in x]
     return type(x)(*(to_device(v, device) for v in x)) if isinstance(x, Dubs) else x
 
-# %% ../nbs/23_training.ipynb #23-012
+# %% ../nbs/23_training.ipynb #23-041
 def object_loss(logits, objects):
     """Cross entropy of class logits `(F, K, h, w)` with the share of each class in each cell of `(F, H, W)` int64.
 
-    Cells that hold a pixel of 255 count for nothing.
+    Cells that hold a pixel of 255 count for nothing; a scalar, 0 where no cell counts (eq-training-objects).
     """
     known = objects != 255
     shares = F.one_hot(objects.where(known, 0), logits.shape[1]).permute(0, 3, 1, 2).float()
@@ -174,46 +185,64 @@ def object_loss(logits, objects):
     counts = F.adaptive_avg_pool2d(known.float()[:, None], logits.shape[-2:])[:, 0] == 1
     return -(shares * logits.float().log_softmax(1)).sum(1)[counts].sum() / counts.sum().clamp(min=1)
 
+# %% ../nbs/23_training.ipynb #23-046
 class Learner(nn.Module):
-    """A model and all it learns from: `Dubs` to the loss and its parts.
+    """A model and all it learns from: `Dubs` to the loss, a scalar, and its parts, a dict.
 
     With `auxiliary`, the weight of its loss, a linear map of each mask feature names the object on screen; the map is
-    not part of the model. Parts that are not in a batch are 0.
+    not part of the model. Parts that a batch or a model has no use for are absent.
     """
     def __init__(self, model, auxiliary=0.):
         super().__init__()
         self.model, self.auxiliary, c = model, auxiliary, model.config
         self.objects = nn.Conv2d(c.hidden, len(c.classes), 1) if auxiliary else None
 
-    def forward(self,
-        dubs,
-        apart=False,    # the start: sight and hearing each for itself, no masks yet
-    ):
-        model, parts = self.model, {}
-        model.check(dubs.frames, dubs.patches, dubs.regions, dubs.owner)
-        seen = model.see(dubs.frames, dubs.regions)
-        if self.objects and dubs.objects is not None:
-            parts['objects'] = object_loss(self.objects(seen.features), dubs.objects)
-        loss, seen = self.auxiliary * parts.get('objects', 0.), seen.of(dubs.owner)
-        if not apart:
-            more, terms = criterion(model.hear(seen, dubs.patches), dubs.targets, model.config)
-            return loss + more, parts | terms
-        scores = model.generator(seen.generated, model.listen(dubs.patches)).scores
-        if scores is not None:
-            parts['pac'] = pac_loss(scores.float(), sound_targets(dubs.targets, model.config, scores.device))
-            loss = loss + model.config.weights[3] * parts['pac']
-        if not parts: raise ValueError('There is nothing to learn apart: no objects are known and no prototypes used; '
-                                       'set apart=0 in the recipe.')
-        return loss, parts
+# %% ../nbs/23_training.ipynb #23-048
+@patch
+def sight(self: Learner, seen, dubs):
+    "What is learned from the picture alone: a dict, with objects (eq-training-objects) or empty"
+    if self.objects is None or dubs.objects is None: return {}
+    (h, w), (H, W) = seen.size, seen.padded
+    objects = F.pad(dubs.objects, (0, W - w, 0, H - h), value=255)
+    return dict(objects=object_loss(self.objects(seen.features), objects))
 
-# %% ../nbs/23_training.ipynb #23-014
+@patch
+def hearing(self: Learner, seen, dubs):
+    "What is learned from the sounds without masks: a dict, with pac (eq-pac-loss) or empty"
+    scores = self.model.generator(seen.generated, self.model.listen(dubs.patches)).scores
+    kept = [i for i, t in enumerate(dubs.targets) if t.get('annotated', True)]
+    if scores is None or not kept: return {}
+    wanted = sound_targets([dubs.targets[i] for i in kept], self.model.config, scores.device)
+    return dict(pac=pac_loss(scores[kept].float(), wanted))
+
+# %% ../nbs/23_training.ipynb #23-049
+@patch
+def forward(self: Learner,
+    dubs,
+    apart=False,    # the start: sight and hearing each for itself, no masks yet
+):
+    "The loss and its parts, unweighted. A `ValueError` where inputs do not fit, or `apart` leaves nothing to learn"
+    model = self.model
+    model.check(dubs.frames, dubs.patches, dubs.regions, dubs.owner)
+    seen = model.see(dubs.frames, dubs.regions)
+    parts = self.sight(seen, dubs)
+    loss, seen = self.auxiliary * parts.get('objects', 0.), seen.of(dubs.owner)
+    if not apart:
+        more, terms = criterion(model.hear(seen, dubs.patches), dubs.targets, model.config)
+        return loss + more, parts | terms
+    parts |= self.hearing(seen, dubs)
+    if not parts: raise ValueError('There is nothing to learn apart: no objects are known and no prototypes used; '
+                                   'set apart=0 in the recipe.')
+    return loss + model.config.weights[3] * parts.get('pac', 0.), parts
+
+# %% ../nbs/23_training.ipynb #23-059
 UNDECAYED = ('start', 'place', 'level', 'prototypes', 'relative_position_bias_table')
 
 def parameter_groups(module, lr, backbone=.1, weight_decay=.05):
-    """The trained parameters of a module as groups for an optimiser, as released: a list of dicts.
+    """The trained parameters of a module as groups for an optimiser: a list of dicts.
 
     The backbones learn at `lr` times `backbone`; norms, learned queries, levels, prototypes and tables of relative
-    positions do not decay.
+    positions do not decay. Rates and decays are those of the released system.
     """
     norms = {f'{name}.{p}' if name else p for name, m in module.named_modules() if 'norm' in type(m).__name__.lower()
              for p, _ in m.named_parameters(recurse=False)}
@@ -226,6 +255,7 @@ def parameter_groups(module, lr, backbone=.1, weight_decay=.05):
                  name=f'{"backbone" if slow else "rest"}{" without decay" if free else ""}')
             for (slow, free), ps in groups.items()]
 
+# %% ../nbs/23_training.ipynb #23-067
 SCHEDULES = ('constant', 'poly', 'cosine', 'one-cycle')
 
 def rate(schedule, u, warmup=0.):
@@ -240,15 +270,34 @@ def rate(schedule, u, warmup=0.):
     up = min(1., (u + 1e-3) / warmup) if warmup else 1.
     return up * dict(constant=1., poly=(1 - u)**.9, cosine=(1 + math.cos(math.pi * u)) / 2)[schedule]
 
-# %% ../nbs/23_training.ipynb #23-016
-def save_memory(model):
-    """Keep no activations inside the backbones' blocks and the layers of both decoders; compute them again when needed.
+# %% ../nbs/23_training.ipynb #23-072
+@contextmanager
+def counted_once(module):
+    "Batch norms inside of `module` are computed without being counted in their running statistics"
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(m.momentum, m.num_batches_tracked) for m in norms]
+    for m in norms: m.momentum, m.num_batches_tracked = 0., None
+    try: yield
+    finally:
+        for m, (momentum, count) in zip(norms, kept): m.momentum, m.num_batches_tracked = momentum, count
 
-    Gradients stay the same, memory falls, time rises by about a third. Changes the model in place and returns it.
+# %% ../nbs/23_training.ipynb #23-075
+def blocks(model):
+    "The parts of a `VCT` that are worth computing twice: blocks of the backbones, layers of both decoders; a list"
+    found = [m for m in model.modules() if isinstance(m, (PixelLayer, DecoderLayer))]
+    for backbone in [m for m in model.modules() if isinstance(m, Backbone)]:
+        found += [m for s in backbone.stages.modules() if isinstance(s, nn.Sequential) for m in s
+                  if not isinstance(m, nn.Sequential) and list(m.children())]
+    return found
+
+def save_memory(model):
+    """Keep no activations inside of `blocks`; compute them again when the gradient needs them.
+
+    Gradients and running statistics stay the same, memory falls, time rises by about a third. Changes the model in
+    place and returns it.
     """
-    for stages in [m.stages for m in model.modules() if hasattr(m, 'stages') and hasattr(m, 'picked')]:
-        if hasattr(stages, 'set_grad_checkpointing'): stages.set_grad_checkpointing(True)
-    for m in model.modules():
-        if isinstance(m, (PixelLayer, DecoderLayer)):
-            m.forward = functools.partial(checkpoint, m.forward, use_reentrant=False)
+    def contexts(m): return nullcontext(), counted_once(m)       # for the first time and for the second
+    for m in blocks(model):
+        m.forward = functools.partial(checkpoint, m.forward, use_reentrant=False,
+                                      context_fn=functools.partial(contexts, m))
     return model

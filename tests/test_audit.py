@@ -136,6 +136,9 @@ DAMAGES = {   # what is damaged, how, the kind, and the file that is named where
     'classes from 0': (f'{AVSS}/label2idx.json', lambda p: p.write_text(json.dumps({c: i for i, c in enumerate(trees.AVSS)})),
                        'other classes'),
     'classes cut off': (f'{AVSS}/label2idx.json', cut, 'damaged table'),
+    'classes in another order': (f'{AVSS}/label2idx.json', lambda p: p.write_text(json.dumps(
+        {c: i + 1 for i, c in enumerate(['background', *trees.AVSS[:0:-1]])})), 'other classes'),
+    'a class misspelt': (f'{AVSS}/label2idx.json', lambda p: p.write_text(p.read_text().replace('bell', 'bel')), 'other classes'),
 }
 ODDITIES = {
     'one pixel': (f'{V2}/labels_semantic/9.png', paint(trees.AVSS.index('tiger'), np.s_[0, :2]), 'stray pixels'),

@@ -10,11 +10,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clips import noise, save
-from ppqg_nb.cli import app
 from ppqg_nb.core import BINARY_CLASSES, Config, example_path
 from ppqg_nb.video import probe, read_frames, read_sound
+from ppqg_nb.workshop import app
 
-COMMAND = [sys.executable, '-c', 'from ppqg_nb.cli import main; main()']
+COMMAND = [sys.executable, '-c', 'from ppqg_nb.workshop import main; main()']
 TIMES = np.arange(10)/10
 KINDS = {
     'aac.mp4': dict(),
@@ -125,6 +125,20 @@ def test_label_maps_are_classes_in_colour(tmp_path):
     (['data', 'check', 'nowhere'], 1, 'nowhere'),
     (['data', 'check', 'a.mp4'], 1, 'is a file'),
     (['data', 'check', '.'], 1, 'metadata.csv'),
+    (['data', 'scenes'], 2, 'Missing argument'),
+    (['data', 'scenes', 'new', '--clips', 'many'], 2, '--clips'),
+    (['data', 'scenes', 'new', '--clips', '0'], 1, 'at least 1'),
+    (['data', 'scenes', 'new', '--clips', '3', '--dubs', '2'], 1, 'multiple of dubs'),
+    (['data', 'scenes', 'new', '--dubs', '0'], 1, 'multiple of dubs'),
+    (['data', 'scenes', 'new', '--kind', 'duo'], 1, 'semantic'),
+    (['data', 'scenes', 'new', '--split', 'test1'], 1, 'train, val, test'),
+    (['data', 'scenes', 'new', '--task', 's4'], 1, 'avss or ms3'),
+    (['data', 'scenes', 'new', '--size', '8'], 1, '32'),
+    (['data', 'scenes', 'new', '--seed', '-1'], 1, 'seed is -1'),
+    (['data', 'scenes', '.'], 1, 'made.json'),
+    (['data', 'scenes', 'a.mp4'], 1, 'is a file'),
+    (['data', 'realmix', 'new', '--split', 'val'], 1, 'test1, test2, test3'),
+    (['data', 'realmix', 'new', '--root', 'nowhere'], 1, 'tuxpaint-stamps-default'),
     (['evaluate', 'mine', '.', '--task', 's4', '--convention', 'mean'], 2, 'released'),
     (['evaluate', 'mine', '.', '--task', 's5'], 1, 'avss'),
     (['evaluate', 'mine', '.', '--task', 's4'], 1, 's4_meta_data.csv'),
@@ -210,6 +224,87 @@ def test_data_check(tmp_path):
     assert code == 1 and [p['file'] for p in json.loads(out)['problems']] == [broken.relative_to(tmp_path/'bench').as_posix()]
 
 
+def test_data_scenes(tmp_path):
+    "Made, gone on with, other splits beside, checked, and read as what the generator makes."
+    from ppqg_nb.data import AVSBench
+    from ppqg_nb.scenes import CLASSES, Scenes
+    line = ['data', 'scenes', 'shapes', '--kind', 'single', '--size', 32, '--dubs', 2, '--clips']
+    code, out, err = ppqg(*line, 4)
+    assert code == 0 and '4 clips of test, 4 of them made now' in out and 'ppqg data check shapes' in out and 'clips' in err, err
+    before = {p: p.read_bytes() for p in (tmp_path/'shapes').rglob('*.*') if p.is_file()}
+    assert '0 of them made now' in ppqg(*line, 4)[1] and '6 clips of test, 2 of them made now' in ppqg(*line, 6)[1]
+    assert [p.name for p in before if p.read_bytes() != before[p]] == ['metadata.csv']
+    for split in ('train', 'val'):
+        code, out, err = ppqg('data', 'scenes', 'shapes', '--split', split, '--clips', 3, '--size', 32)
+        assert code == 0 and f'--split {split}' in out, err
+    for split, source in dict(test=Scenes(2, 'single', 32, length=3, dubs=2), train=Scenes(0, size=32, length=3), val=Scenes(1, size=32, length=3)).items():
+        found = AVSBench('shapes', 'avss', split)
+        assert found.classes == CLASSES and [c.name for c in found] == [e.name for e in source.entries]
+        for a, b in zip(found, source): assert torch.equal(a.labels, b.labels) and torch.equal(a.waveform, b.waveform)
+    code, out, _ = ppqg('data', 'check', 'shapes')
+    assert code == 0 and 'Nothing is damaged' in out and 'published' in out and '1554' not in out
+    code, _, err = ppqg('data', 'scenes', 'shapes', '--kind', 'multi')
+    assert code == 1 and "was made with kind 'single'" in err
+    code, _, err = ppqg('data', 'scenes', 'shapes', '--split', 'val', '--seed', 2)
+    assert code == 1 and 'was made with seed 1, and 2' in err
+
+
+def test_data_scenes_as_ms3_and_as_films(tmp_path):
+    assert ppqg('data', 'scenes', 'shapes', '--task', 'ms3', '--clips', 2, '--size', 64, '--video')[0] == 0
+    code, out, _ = ppqg('data', 'check', 'shapes', '--json')
+    assert code == 0 and json.loads(out)['found']['ms3']['files'] == dict(frames=10, masks=10, sounds=2)
+    film = sorted((tmp_path/'shapes'/'videos').iterdir())[0]
+    assert ppqg('segment', film, '--fps', 1)[0] == 0 and probe(tmp_path/f'{film.stem}_ppqg.mp4').duration == pytest.approx(5, abs=.1)
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='signals of POSIX')
+def test_data_scenes_interrupted_and_gone_on_with(tmp_path):
+    args = ['data', 'scenes', 'a', '--clips', '60']
+    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(COMMAND + args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=default)
+    while not list(tmp_path.glob('a/*/v1m/*/audio.wav')):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130 and not list(tmp_path.rglob('*.part'))
+    for name in 'ab': assert ppqg('data', 'scenes', name, '--clips', 60)[0] == 0
+    a, b = ({p.relative_to(tmp_path/n): p.read_bytes() for p in (tmp_path/n).rglob('*') if p.is_file()} for n in 'ab')
+    assert a == b
+
+
+def test_data_realmix(tmp_path, monkeypatch):
+    "From media that are made up; the three tests are the test split of three folders."
+    from ppqg_nb import making, realmix
+    from ppqg_nb.scenes import Scenes
+    class Made(Scenes):
+        def __init__(self, media, *args, side, **more):
+            super().__init__(*args, **more)
+            self.media, self.side = media, side
+    asked = []
+    monkeypatch.setattr(realmix, 'open_media', lambda root: asked.append(root) or 'media')
+    monkeypatch.setattr(realmix, 'Realmix', Made)
+    for side, split, seed in (('train', 'train', 0), ('test1', 'test', 2), ('test3', 'test', 2)):
+        code, out, err = ppqg('data', 'realmix', side, '--split', side, '--clips', 2, '--size', 32, '--root', 'there')
+        assert code == 0 and f'2 clips of {split}' in out and 'own use' in out, err
+        made = json.loads((tmp_path/side/'made.json').read_text())
+        assert made['source'] == 'Made' and {k: made['splits'][split][k] for k in ('seed', 'side')} == dict(seed=seed, side=side)
+    code, _, err = ppqg('data', 'realmix', 'test1', '--split', 'test3', '--clips', 2, '--size', 32)
+    assert code == 1 and "side 'test1', and 'test3'" in err and [str(r) for r in asked] == ['there'] * 3 + ['/']
+
+
+def test_a_model_of_more_classes_is_scored_by_name(tmp_path):
+    from ppqg_nb.scenes import CLASSES
+    names = ('background', 'bell', *CLASSES[:0:-1])
+    tiny(tmp_path/'mine', classes=names, sounds=names); tiny(tmp_path/'few', classes=CLASSES[:5], sounds=())
+    assert ppqg('data', 'scenes', 'shapes', '--clips', 2, '--size', 32, '--kind', 'single')[0] == 0
+    code, out, err = ppqg('evaluate', 'mine', 'shapes', '--task', 'avss', '--workers', 0, '--json')
+    assert code == 0, err
+    rows = {row['class']: row['frames'] for row in json.loads(out)['classes']}
+    assert list(rows) == list(names) and rows['background'] == 10 and rows['bell'] == 0 and sum(rows.values()) > 15
+    code, _, err = ppqg('evaluate', 'few', 'shapes', '--task', 'avss')
+    assert code == 1 and 'a task of its own (5 classes' in err
+
+
 def test_evaluate(tmp_path):
     "A table, JSON, and the same files when it goes on where it was broken off."
     tiny(tmp_path/'mine'); trees.s4(tmp_path/'bench', clips=[(f'clip{i}', 0, 'cat_meowing', 'test') for i in range(3)])
@@ -248,12 +343,14 @@ def test_a_checkpoint_is_converted_and_used(tmp_path):
 def test_help_and_info():
     code, out, _ = typed('--help')
     assert code == 0 and all(word in out for word in ('segment', 'demo', 'info', 'evaluate', 'convert', 'data', 'ppqg demo'))
+    code, out, _ = typed('data', '--help')
+    assert code == 0 and all(word in out for word in ('scenes', 'realmix', 'check'))
     code, out, _ = typed('info')
     assert code == 0 and all(word in out for word in ('torch', 'FFmpeg', 'cpu', 'scenes-tiny', 'released-avss-swin-base-384'))
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys; from ppqg_nb import cli; sys.exit('torch' in sys.modules)"
+    code = "import sys; from ppqg_nb import workshop; sys.exit(bool({'torch', 'av', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 

@@ -1,5 +1,5 @@
 "AVSBench from disk: every layout, every kind of file, and one sentence for each that is wrong."
-import io, os, pickle, shutil, struct, wave
+import io, json, os, pickle, shutil, struct, subprocess, sys, wave
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from ppqg_nb import data
 from ppqg_nb.audio import log_mel_patches
 from ppqg_nb.core import AVSS_CLASSES, BINARY_CLASSES, S4_CATEGORIES, Clip, class_colors
-from ppqg_nb.data import (AVSBench, Augment, add_regions, annotated_frames, classes_of_colors, collate, find_layout, find_tables,
-                          read_entry, read_frame, read_mask, read_table, read_wav, resize_clip, sound_patches, targets, write_clip)
+from ppqg_nb.data import (AVSBench, Augment, Writer, add_regions, annotated_frames, classes_of_colors, collate, find_layout, find_tables,
+                          label_names, read_entry, read_frame, read_mask, read_table, read_wav, resize_clip, sound_patches, targets, write_clip)
 
 PIANO = 'playing_piano'
 S4, MS3, AVSS = 'AVSBench_object/Single-source', 'AVSBench_object/Multi-sources', 'AVSBench_semantic'
@@ -544,3 +544,112 @@ def test_a_table_with_columns_of_its_own_keeps_them(root):
     (root/MS3/'ms3_meta_data.csv').write_text('split,video_id,note\ntest,d,"x, y"\n')
     write_clip(root, made('x'), 'ms3', 'val')
     assert (root/MS3/'ms3_meta_data.csv').read_text().splitlines() == ['split,video_id,note', 'test,d,"x, y"', 'val,x,']
+
+
+# labels of one's own
+
+def listed(home, numbers):
+    "Put a list of labels beside the table of AVSS."
+    home.mkdir(parents=True, exist_ok=True)
+    (home/'label2idx.json').write_text(numbers if isinstance(numbers, str) else json.dumps(numbers))
+
+
+OWN = dict(background=1, bell=3, bird=2)
+
+
+def test_the_list_beside_the_table_names_the_labels(root):
+    listed(root/AVSS, {name: i + 1 for i, name in enumerate(AVSS_CLASSES)})
+    assert AVSBench(root, 'avss').classes == AVSS_CLASSES == label_names(find_layout(root, 'avss'))
+    listed(root/AVSS, OWN)
+    assert AVSBench(root, 'avss').classes == ('background', 'bird', 'bell')
+    fails('has the value 6; the values of such a mask are classes, 0 to 2', AVSBench(root, 'avss').__getitem__, 0)
+    assert AVSBench(root, 'ms3').classes == label_names(find_layout(root, 'ms3')) == BINARY_CLASSES
+
+
+LISTS = [('[1', 'cannot be read as JSON'), ('\xff', 'cannot be read as JSON'), ('[1, 2]', 'is no list'), ('{}', 'is no list'), ('null', 'is no list'),
+         (dict(background=1), 'is no list of 2 to 255 names'), (dict(background=1, a_b=2), 'without _'), ({'background': 1, ' ': 2}, 'is no list'),
+         (dict(background=1, a='2'), 'is no list'), (dict(background=True, a=2), 'is no list'), (dict(background=1, a=[2]), 'is no list'),
+         ({f'{i}': i for i in range(256)}, 'is no list'),
+         *((numbers, 'does not give background the number 1 and its other') for numbers in (
+             dict(background=0, a=1), dict(a=1, background=2), dict(background=1, a=2, b=2), dict(background=1, a=3), dict(background=1, a=0)))]
+
+@pytest.mark.parametrize('numbers, match', LISTS)
+def test_bad_lists_of_labels(root, numbers, match):
+    if numbers == '\xff': (root/AVSS/'label2idx.json').write_bytes(b'\xff')
+    else: listed(root/AVSS, numbers)
+    fails(match, AVSBench, root, 'avss')
+    fails('label2idx.json', write_clip, root, made('x'), 'avss', 'test')
+    assert len(AVSBench(root, 'ms3')) == 1
+
+
+@pytest.mark.parametrize('kept', ['labels_semantic', 'labels_rgb'])
+def test_own_labels_come_back(tmp_path, kept):
+    listed(tmp_path/AVSS, OWN)
+    clip = replace(made('x'), labels=(made('x').labels - 5).clamp(min=0))
+    assert write_clip(tmp_path, clip, 'avss', 'test').classes == ('bird', 'bell')
+    fails('labels of frame 0 go from 0 to 7; they must be from 0 to 2', write_clip, tmp_path, made('y'), 'avss', 'test')
+    for name in {'labels_semantic', 'labels_rgb'} - {kept}: shutil.rmtree(tmp_path/AVSS/'v1m/x'/name)
+    assert torch.equal(AVSBench(tmp_path, 'avss')[0].labels, clip.labels)
+    picture = tmp_path/AVSS/'v1m/x'/kept/'2.png'
+    save(picture, np.full((32, 48), 3, np.uint8) if kept == 'labels_semantic' else np.broadcast_to(class_colors(4)[3], (32, 48, 3)))
+    fails('which no class has' if 'rgb' in kept else 'has the value 3', AVSBench(tmp_path, 'avss').__getitem__, 0)
+
+
+def test_many_labels(tmp_path):
+    names = ('background', *(f'n{i}' for i in range(1, 255)))
+    listed(tmp_path/AVSS, {n: i + 1 for i, n in enumerate(names)})
+    clip = replace(made('x'), labels=made('x').labels * 36 + 1)                   # 1, 217, 253
+    write_clip(tmp_path, clip, 'avss', 'test')
+    assert torch.equal(AVSBench(tmp_path, 'avss')[0].labels, clip.labels)
+    shutil.rmtree(tmp_path/AVSS/'v1m/x/labels_semantic')
+    d = AVSBench(tmp_path, 'avss')
+    assert torch.equal(d[0].labels, clip.labels) and d.entries[0].classes == ('n1', 'n217', 'n253')
+
+
+# a writer
+
+def test_a_writer_writes_what_write_clip_writes(tmp_path):
+    writer = Writer(tmp_path/'a', 'avss')
+    for name, subset, frames in (('x', 'v1s', 5), ('y', 'v2', 10), ('z', 'v1m', 5)):
+        a = writer.write(made(name, frames), 'test', subset)
+        b = write_clip(tmp_path/'b', made(name, frames), 'avss', 'test', subset)
+        assert a.sound.relative_to(tmp_path/'a') == b.sound.relative_to(tmp_path/'b') and a.classes == b.classes
+    a, b = ({p.relative_to(r): p.read_bytes() for p in r.rglob('*') if p.is_file()} for r in (tmp_path/'a', tmp_path/'b'))
+    assert a == b and writer.names == {'x', 'y', 'z'}
+    fails('has a clip y already', writer.write, made('y'), 'test')
+    fails("task is 'v2'", Writer, tmp_path, 'v2')
+
+
+def test_rows_go_to_the_end_of_any_table(root):
+    for text in ('split,video_id\ntest,d', 'split,video_id\ntest,d\n', '\ufeffsplit,video_id\r\ntest,d\r\n'):
+        (root/MS3/'ms3_meta_data.csv').write_text(text, encoding='utf-8', newline='')
+        Writer(root, 'ms3').write(made('x'), 'val', anew=True)
+        assert (root/MS3/'ms3_meta_data.csv').read_bytes() == text.encode().rstrip() + (b'\r\n' if text[-2:] in ('\r\n', ',d') else b'\n') + b'val,x\r\n'
+        assert [e.name for e in read_table(find_layout(root, 'ms3'))[0]] == ['d', 'x']
+
+
+def test_anew_replaces_files_without_a_row(root):
+    path = root/AVSS/'v1m/x/audio.wav'
+    path.parent.mkdir()
+    path.write_text('left behind')
+    assert Writer(root, 'avss').write(made('x'), 'test', anew=True).sound == path and read_wav(path)[1] == 8000
+
+
+CUT = '''
+import resource, signal, sys
+from pathlib import Path
+from ppqg_nb.data import _add_row
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+table = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (table.stat().st_size + 4,) * 2)
+try: _add_row(table, ['video_id', 'split'], dict(video_id='a-long-name', split='test'))
+except OSError as e: print(e.errno)
+'''
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='limits of POSIX')
+def test_a_row_is_whole_or_not_there(root):
+    table = root/MS3/'ms3_meta_data.csv'
+    before = table.read_bytes()
+    done = subprocess.run([sys.executable, '-c', CUT, str(table)], capture_output=True, text=True)
+    assert done.stdout == '28\n' and table.read_bytes() == before, done.stderr
