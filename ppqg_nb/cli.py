@@ -29,8 +29,8 @@ def sentences(
 ):
     "Turn an error into one sentence and exit code 1, and an interruption into exit code 130"
     try: yield
-    except KeyboardInterrupt:
-        screen.print('Interrupted. Nothing half-written was left behind.')
+    except KeyboardInterrupt as e:
+        screen.print(str(e) or 'Interrupted. Nothing half-written was left behind.')
         raise typer.Exit(130)
     except typer.BadParameter: raise          # Typer prints it, with exit code 2
     except Exception as e:
@@ -69,21 +69,22 @@ RANDOM = 'RANDOM WEIGHTS: the marks mean nothing'
 
 def load(
     preset,  # name of an architecture, or None: scenes-tiny, or what the weights fit
-    weights, # folder, hub id or checkpoint of trained weights, or None for random ones
+    weights, # folder, hub id or checkpoint of trained weights, or None: what ships for the preset, else random ones
 ):
     "The model `VCT`, and the note for the picture: None, or that its weights are random"
     import torch
-    from ppqg_nb.vct import VCT
+    from ppqg_nb.vct import SHIPPED, VCT
     if weights: return VCT.from_pretrained(weights, preset), None
+    name = preset or 'scenes-tiny'
+    if (SHIPPED / name).is_dir(): return VCT.from_pretrained(name), None
     with torch.random.fork_rng():
-        torch.manual_seed(6)          # one of those with which what is marked changes from frame to frame
-        model = VCT.from_preset(preset or 'scenes-tiny')
-    screen.print(Panel(f'{RANDOM}\nNo trained weights ship with this version. What you will see shows that everything '
-                       'runs on your file, not what a trained model finds. Load trained weights with --weights.',
-                       style='bold white on red'))
+        torch.manual_seed(0)
+        model = VCT.from_preset(name)
+    screen.print(Panel(f'{RANDOM}\nNo weights ship for {name}. What you will see shows that everything runs on your file, not '
+                       'what a trained model finds. Load trained weights with --weights.', style='bold white on red'))
     return model, RANDOM
 
-# %% ../nbs/27_cli.ipynb #27-021
+# %% ../nbs/27_cli.ipynb #27-022
 def devices():
     "Kinds of device that torch can use on this machine, the fastest last"
     import torch
@@ -97,7 +98,7 @@ def pick_device(name):
     if name.split(':')[0] in found: return name
     raise ValueError(f'--device is {name!r}, which torch cannot use here; use one of: auto, {", ".join(found)}.')
 
-# %% ../nbs/27_cli.ipynb #27-024
+# %% ../nbs/27_cli.ipynb #27-025
 def check_output(source, out, masks, overwrite):
     "Raise an error, one sentence, where results could not be written or would destroy something"
     if out.suffix.lower() != '.mp4':
@@ -116,7 +117,7 @@ def check_output(source, out, masks, overwrite):
         if any(masks.iterdir()) and not overwrite:
             raise ValueError(f'{masks} is not empty; name another folder, or replace its label maps with --overwrite.')
 
-# %% ../nbs/27_cli.ipynb #27-027
+# %% ../nbs/27_cli.ipynb #27-028
 @contextmanager
 def bar(
     name,       # what is at work
@@ -129,7 +130,7 @@ def bar(
         task = progress.add_task(name, total=total)
         yield lambda done, total=total: progress.update(task, completed=done, total=total)
 
-# %% ../nbs/27_cli.ipynb #27-029
+# %% ../nbs/27_cli.ipynb #27-030
 def run(source, out, masks=None, preset=None, weights=None, device='auto', fps=None, size=None, silent=False, regions=None):
     "Segment one file under a progress bar, and print where the results are; parameters as in `segment`"
     from ppqg_nb.video import MediaError, probe
@@ -151,7 +152,7 @@ def run(source, out, masks=None, preset=None, weights=None, device='auto', fps=N
     print(f'{out}: {frames} frames of {media.width} × {media.height}, {media.duration:.1f} s, {sound}')
     if masks: print(f'{masks}: {frames} label maps, one PNG a frame; a pixel value is a class, 0 is background')
 
-# %% ../nbs/27_cli.ipynb #27-031
+# %% ../nbs/27_cli.ipynb #27-032
 def option(text, *names, metavar):
     "An option of the command line that takes a value, shown as `metavar`"
     return typer.Option(*names, metavar=metavar, help=text)
@@ -171,7 +172,7 @@ Fps = Annotated[Optional[float], option('Frames a second that the model looks at
 Size = Annotated[Optional[int], option('Side in pixels of the square that frames are scaled to. '
                                        'Default: what the model was made for.', metavar='N')]
 
-# %% ../nbs/27_cli.ipynb #27-032
+# %% ../nbs/27_cli.ipynb #27-033
 @app.command()
 def segment(
     source: Annotated[Path, typer.Argument(metavar='IN', help='Any video file with sound that FFmpeg reads.')],
@@ -202,22 +203,31 @@ def demo(
     device: Device = 'auto',
     debug: Debug = False,
 ):
-    "Segment the clip that ships with the package: writes ppqg_demo.mp4 into the current folder."
-    with sentences(debug):
-        from ppqg_nb.core import example_path
-        out = Path('ppqg_demo.mp4')
-        check_output(Path(str(example_path())), out, None, overwrite=True)
-        run(Path(str(example_path())), out, device=device)
-    print(f'Open {out} in a browser. Then: ppqg segment YOUR_VIDEO.mp4, or ppqg --help')
+    """Show that the model listens: one film, two sound tracks, two answers.
 
-# %% ../nbs/27_cli.ipynb #27-066
+    Writes ppqg_demo_1.mp4, ppqg_demo_2.mp4 and a contact sheet, ppqg_demo.png, into the current folder.
+    """
+    with sentences(debug):
+        from ppqg_nb.demo import demonstrate
+        device = pick_device(device)
+        model, _ = load(None, None)
+        check_output(Path('film'), Path('ppqg_demo_1.mp4'), None, overwrite=True)
+        with bar('two films') as seen: heard, scores = demonstrate(model, Path(), device, seen)
+        table = Table('share marked', *(f'heard: {name}' for name in heard), box=None, pad_edge=False)
+        for name in scores[0]: table.add_row(name, *(f'{100 * s[name]:.0f} %' for s in scores))
+        Console().print(table)
+    print('\nThe picture is the same in ppqg_demo_1.mp4 and ppqg_demo_2.mp4, and the sound is not: watch the mask jump from '
+          f'the {heard[0]} to the {heard[1]}.\nBoth at a glance: ppqg_demo.png. Then: ppqg segment YOUR_VIDEO.mp4, or ppqg '
+          '--help')
+
+# %% ../nbs/27_cli.ipynb #27-064
 def parameters(config):
     "Number of parameters of the model that a `Config` describes; counted without building it in memory"
     import torch
     from ppqg_nb.vct import VCT
     with torch.device('meta'): return sum(p.numel() for p in VCT(config).parameters())
 
-# %% ../nbs/27_cli.ipynb #27-068
+# %% ../nbs/27_cli.ipynb #27-066
 def versions():
     "This package and what it stands on, with their versions, as one line"
     import av
@@ -239,7 +249,7 @@ def info(debug: Debug = False):
             table.add_row(name, f'{parameters(c) / 1e6:.1f} M', *map(str, sizes), 'region maps' if c.regions else '')
         Console().print(table)
 
-# %% ../nbs/27_cli.ipynb #27-073
+# %% ../nbs/27_cli.ipynb #27-071
 def main():
     "Run `app` as the command `ppqg`, with all commands that were added to it"
     signal.signal(signal.SIGTERM, signal.default_int_handler)

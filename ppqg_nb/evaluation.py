@@ -7,7 +7,7 @@ __all__ = ['SCORED', 'SEED', 'WIDTH', 'GAP', 'LINE', 'nearest', 'marked', 'score
            'new_metric', 'clip_metric', 'names_of', 'sentence', 'Reader', 'read', 'fingerprint', 'data_of',
            'frames_with', 'record', 'as_line', 'total', 'scores_of', 'run_header', 'changes_of', 'begin', 'clip_row',
            'class_row', 'class_rows', 'write_table', 'plain', 'summary', 'sheet_row', 'contact_sheet', 'trained_for',
-           'check_run', 'check_regions', 'open_folder', 'ranked', 'write_results', 'score_clip', 'score_rest',
+           'fitted', 'check_run', 'check_regions', 'open_folder', 'ranked', 'write_results', 'score_clip', 'score_rest',
            'evaluate']
 
 # %% ../nbs/25a_evaluation.ipynb #25-002
@@ -23,6 +23,7 @@ from .audio import log_mel_patches
 from .core import AVSS_CLASSES, BINARY_CLASSES, S4_CATEGORIES
 from .masks import label_map, sounding_probability, upsample
 from .metrics import CONVENTIONS, BinaryScore, SemanticScore
+from .training import Renamed
 from .segmenter import Step, describe, font, overlay
 from .video import beside
 from . import metrics
@@ -91,8 +92,10 @@ def new_metric(task, classes):
 def clip_metric(maps, truth, task):
     """The metric that has seen one clip: maps M `(n, K, H, W)`, truth `(n, H, W)` int64, in which 255 is ignored.
 
-    Ignored pixels are background in truth and prediction. Raises a `ValueError` where maps or truth cannot be scored.
+    Ignored pixels are background in truth and prediction. For s4 and ms3 the maps of more than two classes count as
+    two: background, and the largest of the others. Raises a `ValueError` where maps or truth cannot be scored.
     """
+    if task != 'avss' and maps.shape[1] > 2: maps = torch.stack([maps[:, 0], maps[:, 1:].amax(1)], 1)
     counts, metric = truth != 255, new_metric(task, maps.shape[1])
     background = (torch.arange(maps.shape[1]) == 0).float()[:, None, None]       # the maps of a pixel of background
     pred = maps.where(counts[:, None], background) if task == 'avss' else sounding_probability(maps) * counts
@@ -298,20 +301,30 @@ def trained_for(classes):
     known = {AVSS_CLASSES: 'avss', BINARY_CLASSES: 's4 or ms3'}.get(tuple(classes), 'a task of its own')
     return f'{known} ({len(classes)} classes: {", ".join(classes[:3])}{" …" if len(classes) > 3 else ""})'
 
+def fitted(dataset, classes):
+    """The data set with labels in the numbering of a model's `classes`; a `ValueError` where they do not fit.
+
+    A model with classes of its own may know more of them than the data set, and is asked only for background or not
+    where that is all the data tells. Weights for AVSS are not for S4 and MS3, nor the other way round.
+    """
+    theirs, own = tuple(dataset.classes), tuple(classes) not in (AVSS_CLASSES, BINARY_CLASSES)
+    if theirs == tuple(classes) or own and theirs == BINARY_CLASSES: return dataset
+    if own and set(theirs) <= set(classes): return Renamed(dataset, classes)
+    raise ValueError(f'These are weights for {trained_for(classes)}, and the data is {dataset.task}, '
+                     f'{trained_for(theirs)}; take weights that were trained for it.')
+
 def check_run(model, dataset, limit, workers, size):
-    "Raise a `ValueError`, one sentence, where model, data set and numbers do not fit together"
+    "The data set, `fitted`; a `ValueError`, one sentence, where model, data set and numbers do not fit together"
     def need(true, otherwise):
         if not true: raise ValueError(otherwise)
     for name in ('task', 'split', 'classes'):
         need(hasattr(dataset, name), f'The data set has no {name}; data.AVSBench has all that is needed.')
     need(dataset.task in ('s4', 'ms3', 'avss'), f'The task is {dataset.task!r}; it must be s4, ms3 or avss.')
-    need(tuple(model.config.classes) == tuple(dataset.classes),
-         f'These are weights for {trained_for(model.config.classes)}, and the data is {dataset.task}, '
-         f'{trained_for(dataset.classes)}; take weights that were trained for it.')
     need(limit is None or limit > 0, f'limit is {limit}; it must be at least 1, or None for all clips.')
     need(workers >= 0, f'workers is {workers}; it must be at least 0.')
     need(size >= 32, f'size is {size}; the model needs at least 32 pixels a side.')
     need(len(dataset), 'The data set is empty; there is nothing to score.')
+    return fitted(dataset, model.config.classes)
 
 def check_regions(model, clip):
     "Raise a `ValueError` where the model reads region maps and the clip has none"
@@ -319,7 +332,7 @@ def check_regions(model, clip):
         raise ValueError('The model reads region maps, and the clips have none; give the data set a maker of them '
                          "(regions=…, --regions), e.g. 'classic'.")
 
-# %% ../nbs/25a_evaluation.ipynb #25-063
+# %% ../nbs/25a_evaluation.ipynb #25-065
 def open_folder(out, resume):
     "The folder `out` as a path, made if need be; a `ValueError` where an evaluation cannot begin or go on in it"
     out = Path(out)
@@ -335,7 +348,7 @@ def open_folder(out, resume):
     for part in out.glob('.*.part*'): part.unlink()       # of a process that was killed while it wrote a table
     return out
 
-# %% ../nbs/25a_evaluation.ipynb #25-066
+# %% ../nbs/25a_evaluation.ipynb #25-068
 def ranked(rows, most=4):
     "Which rows of per_clip.csv are the worst, and which the best: two lists of their numbers, none twice"
     order = sorted(range(len(rows)), key=lambda i: rows[i]['J'])
@@ -360,7 +373,7 @@ def write_results(out, header, records, model, dataset):
     with beside(out/'result.json') as part: part.write_bytes(text.encode())
     return result
 
-# %% ../nbs/25a_evaluation.ipynb #25-067
+# %% ../nbs/25a_evaluation.ipynb #25-069
 def score_clip(model, clip, name, task, size, device):
     "The record of a clip for the journal; a `ValueError` that names the clip where it cannot be scored"
     try:
@@ -379,7 +392,7 @@ def score_rest(model, dataset, names, records, journal, header, workers, progres
             f.write(as_line(records[-1])); f.flush()
             progress(len(records), len(names))
 
-# %% ../nbs/25a_evaluation.ipynb #25-070
+# %% ../nbs/25a_evaluation.ipynb #25-072
 def evaluate(
     model,          # a `VCT`, or what is called like one and has a config; put in eval mode, on `device`
     dataset,        # clips by number, with task, split, classes and, if need be, entries: `data.AVSBench`
@@ -398,7 +411,7 @@ def evaluate(
     work for what does not fit, and for a clip that cannot be read or scored.
     """
     size = model.config.image_size if size is None else size
-    check_run(model, dataset, limit, workers, size)
+    dataset = check_run(model, dataset, limit, workers, size)
     names = names_of(dataset, min(len(dataset), limit or len(dataset)))
     check_regions(model, next(read(dataset, names)))
     out = open_folder(out, resume)

@@ -26,8 +26,10 @@ from .video import beside
 # %% ../nbs/30a_listening.ipynb #30-010
 @torch.inference_mode()
 def look(model, frames, sounds):
-    """What a model marks in T frames `(T, 3, H, W)` with each of D sounds `(D, T, 96, 64)`: the class of each pixel, 0 for
-    none, `(D, T, H, W)` int64."""
+    """What a model marks in T frames `(T, 3, H, W)` with each of D sounds `(D, T, 96, 64)`: `(D, T, H, W)` int64.
+
+    That is the class of each pixel, 0 for none. The visual half is computed once.
+    """
     T = len(frames)
     seen = model.see(frames).of(torch.arange(T).repeat(len(sounds)))
     maps = model.compose(model.hear(seen, sounds.flatten(0, 1), every_layer=False))
@@ -80,10 +82,10 @@ def mean_J(found, truth):
     return frame_jaccard(both, predicted, true, G[0].numel()).mean()
 
 def parts(found, dubs, classes):
-    """What D dubs of a picture add to the scores, as a dict of float64 tensors: for the first, M_J, the share of marked
-    pixels and the pixel counts |P ∩ G|, |P|, |G| by class `(3, classes)`; and whether all D are right, 1 or 0.
+    """What D dubs of a picture, marked as `found` `(D, T, H, W)` int64, add to the scores: a dict of float64 tensors.
 
-    found: `(D, T, H, W)` int64. Right is known of scenes with one sound; others count as not right.
+    Of the first dub M_J, the share of marked pixels and, for the mIoU, the pixel counts |P ∩ G|, |P|, |G| by class
+    `(3, classes)`; and whether all D are right, 1 or 0. Only scenes with one sound can be right.
     """
     one = all(s.sounding.any(0).sum() == 1 for s in dubs)
     right = one and all(is_right(f, s, classes) for f, s in zip(found, dubs))
@@ -93,7 +95,7 @@ def parts(found, dubs, classes):
 
 # %% ../nbs/30a_listening.ipynb #30-032
 def mIoU(counts, first=0):
-    "Mean Jaccard index over the classes of the truth, from number `first` on: counts `(…, 3, K)`, sums or means, to `(…,)`"
+    "Mean Jaccard index of the classes in the truth, from number `first` on, of counts `(…, 3, K)`: `(…,)` float64"
     both, predicted, true = counts[..., first:].unbind(-2)
     return jaccard(both, predicted, true).where(true > 0, torch.nan).nanmean(-1)
 
@@ -123,7 +125,7 @@ def interval(value, sample):
 SEED = 2
 
 def made(make, names, classes):
-    "A function of an index that gives dubs as `make` does, in the numbering of a model's `classes`; a sentence if it cannot"
+    "`make` (dubs by index) in the numbering of a model's `classes`; a sentence where the model lacks one of `names`"
     try: table = class_table(names, classes)
     except ValueError as e: return str(e)
     return lambda index: [renamed(s, table, len(classes)) for s in make(index)]
@@ -154,8 +156,8 @@ def ask(model, make, clips, classes, done=lambda: None):
     return {a: {p: torch.stack([row[a][p] for row in rows]) for p in rows[0][a]} for a in ANSWERS}
 
 # %% ../nbs/30a_listening.ipynb #30-049
-ASKED = dict(single=('M_J', 'both right'), multi=('M_J',), semantic=('mIoU', 'mIoU without background'), null=('marked',),
-             test1=('M_J', 'both right'), test2=('M_J', 'both right'), test3=('M_J', 'both right'))
+ASKED = dict(single=('M_J', 'both right'), multi=('M_J',), semantic=('mIoU', 'mIoU without background'),
+             null=('marked',), test1=('M_J', 'both right'), test2=('M_J', 'both right'), test3=('M_J', 'both right'))
 TARGETS = {'single M_J': .85, 'multi M_J': .75, 'semantic mIoU': .75, 'single both right': .85, 'null marked': .01,
            'test1 M_J': .75, 'test2 M_J': .55}      # at least; of what is marked in null scenes, at most
 
@@ -177,25 +179,29 @@ def prove(
 ):
     """Scores of a model beside those of the four deaf ones, as a dict for JSON: value and ends of the 95 % interval.
 
-    `scores` by set and measure: by answer (`ANSWERS`), and `above`: the difference to 'all objects'; None for a set that
-    cannot be made, whose reason stands in `missing`.
+    `scores` by set and measure: by answer (`ANSWERS`), and `above`, the differences to 'all objects'. None for a set
+    that cannot be made; `missing` says why.
     """
-    if clips < 2: raise ValueError(f'clips is {clips}; at least 2 are needed, so that one can get the sound of another.')
+    if clips < 2: raise ValueError(f'clips is {clips}; at least 2 are needed, so that each can get the other\'s sound.')
     can, steps = {s: m for s, m in makers.items() if callable(m)}, itertools.count(1)
     def done(): progress(next(steps), clips * len(can))
     found = {s: ask(model, make, clips, len(model.config.classes), done) for s, make in can.items()}
-    scores = {f'{s} {measure}': scored(found[s], measure, times) if s in can else None for s in makers for measure in ASKED[s]}
+    scores = {f'{s} {m}': scored(found[s], m, times) if s in can else None for s in makers for m in ASKED[s]}
     return dict(clips=clips, resamples=times, scores=scores, missing={s: m for s, m in makers.items() if s not in can})
 
 # %% ../nbs/30a_listening.ipynb #30-054
 def table(result):
-    "Rows, dicts, of a result of `prove`: set and measure, target, whether it is met, and values by answer with intervals"
+    """Rows, dicts, of a result of `prove`: `what` was asked, `target`, whether it is `met`, and values by answer.
+
+    `deaf`: whether the model with no sound or another one is not above all objects. None where there is nothing to say.
+    """
     def row(what, s):
         target, low = TARGETS.get(what), what == 'null marked'
         if s is None: return dict(what=what, target=target, met=None, deaf=None)
-        value, limit = s['model'][0], s['all objects'][0]
-        return dict(what=what, target=target, met=None if target is None else value <= target if low else value >= target,
-                    deaf=None if low else max(s['no sound'][0], s['another sound'][0]) <= limit, **{a: s[a] for a in ANSWERS})
+        value, limit, without = s['model'][0], s['all objects'][0], max(s['no sound'][0], s['another sound'][0])
+        met = None if target is None else value <= target if low else value >= target
+        return dict(what=what, target=target, met=met, deaf=None if low else without <= limit,
+                    **{a: s[a] for a in ANSWERS})
     return [row(what, s) for what, s in result['scores'].items()]
 
 def as_text(result):
@@ -208,7 +214,8 @@ def as_text(result):
             value, low, high = r['model']
             line += f'{value:7.3f}  {low:.3f}–{high:.3f} ' + ''.join(f'{r[a][0]:16.3f}' for a in ANSWERS[1:])
         lines.append(line + {True: '   met', False: '   MISSED', None: ''}[r['met']])
-    reasons = {why: [s for s in result['missing'] if result['missing'][s] == why] for why in result['missing'].values()}
+    missing = result['missing']
+    reasons = {why: [s for s in missing if missing[s] == why] for why in missing.values()}
     return '\n'.join([*lines, *(f'{", ".join(names)}: not asked. {why}' for why, names in reasons.items())])
 
 # %% ../nbs/30a_listening.ipynb #30-057
@@ -220,7 +227,8 @@ def about(model, name):
 
 def write(result, path):
     "A result as a JSON file, whole or not at all"
-    with beside(path) as part: part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    text = json.dumps(result, indent=1, ensure_ascii=False) + '\n'
+    with beside(path) as part: part.write_text(text, encoding='utf-8')
 
 def stored(name='scenes-tiny', what='listening'):
     "The result that ships with the package for a model's weights, a dict"
@@ -229,11 +237,13 @@ def stored(name='scenes-tiny', what='listening'):
 # %% ../nbs/30a_listening.ipynb #30-065
 def main(argv=None):
     "The command: ask a model, print the table, write the result"
-    parser = argparse.ArgumentParser('python -m ppqg_nb.listening', description='Does a model listen? Scores beside deaf ones.')
-    parser.add_argument('model', nargs='?', default='scenes-tiny', help='weights: a name or folder (default scenes-tiny)')
-    parser.add_argument('--clips', type=int, default=500, help='pictures of each set (default 500)')
-    parser.add_argument('--realmix', default='/', metavar='FOLDER', help='where the packages with real media lie (default /)')
-    parser.add_argument('--out', type=Path, metavar='FILE', help='also write the result there, as JSON')
+    parser = argparse.ArgumentParser('python -m ppqg_nb.listening',
+                                     description='Does a model listen? Scores beside those of deaf ones.')
+    add = parser.add_argument
+    add('model', nargs='?', default='scenes-tiny', help='weights: a name or folder (default scenes-tiny)')
+    add('--clips', type=int, default=500, help='pictures of each set (default 500)')
+    add('--realmix', default='/', metavar='FOLDER', help='where the packages with real media lie (default /)')
+    add('--out', type=Path, metavar='FILE', help='also write the result there, as JSON')
     args = parser.parse_args(argv)
     try:
         model = VCT.from_pretrained(args.model)

@@ -42,7 +42,7 @@ def white(n, seed):
 
 # %% ../nbs/33_robustness.ipynb #33-019
 def reverberated(x, rt60, seed):
-    "A sound `(n,)` in a room with a reverberation time of `rt60` seconds (eq-reverb): `(n,)`, as strong as before; 0: as it is"
+    "A sound `(n,)` in a room with a reverberation time of `rt60` seconds (eq-reverb), as strong as before; 0: as it is"
     if rt60 == 0: return x
     n = math.ceil(rt60 * RATE)
     h = white(n, seed).double() * 10**(-3 * torch.arange(n, dtype=torch.float64) / n)
@@ -114,10 +114,10 @@ SNR = 20, 10, 5, 0, -5, -10
 DISTURBANCES = {
     'white noise': Disturbance('SNR, dB', SNR, lambda d, i, s: added(d[0].waveform, white(len(d[0].waveform), i), s)),
     'voice off screen': Disturbance('SNR, dB', SNR, lambda d, i, s: added(d[0].waveform, off_screen(d[0], i), s)),
-    'voice on screen': Disturbance('SNR, dB', (10, 5, 0, -5, -10), lambda d, i, s: added(d[0].waveform, d[1].waveform, s),
-                                   either),
+    'voice on screen': Disturbance('SNR, dB', SNR[1:], lambda d, i, s: added(d[0].waveform, d[1].waveform, s), either),
     'voice swapped': Disturbance('', (0,), lambda d, i, s: d[1].waveform, lambda d: d[1].labels),
-    'off screen alone': Disturbance('gain, dB', (-30, -20, -10, 0, 10), lambda d, i, s: gained(off_screen(d[0], i), s), empty),
+    'off screen alone': Disturbance('gain, dB', (-30, -20, -10, 0, 10), lambda d, i, s: gained(off_screen(d[0], i), s),
+                                    empty),
     'silence': Disturbance('', (0,), lambda d, i, s: 0 * d[0].waveform, empty),
     'softer': Disturbance('gain, dB', (0, -10, -20, -30), lambda d, i, s: gained(d[0].waveform, s)),
     'louder': Disturbance('gain, dB', (0, 10, 20, 30), lambda d, i, s: gained(d[0].waveform, s)),
@@ -127,15 +127,16 @@ DISTURBANCES = {
     'delay': Disturbance('ms', (0, 100, 250, 500, 1000), lambda d, i, s: delayed(d[0].waveform, s), kind='multi'),
 }
 
-# %% ../nbs/33_robustness.ipynb #33-045
+# %% ../nbs/33_robustness.ipynb #33-046
 def clip_scores(model, d, dubs, index, strengths):
-    "M_J of one picture, `(3 + strengths,)`: undisturbed, all objects, no sound, and a disturbance `d` at each strength"
+    "M_J of one picture, `(3 + strengths,)`: undisturbed, all objects, no sound, and disturbance `d` at each strength"
     own, truth, T = dubs[0], d.truth(dubs), len(dubs[0].frames)
     disturbed = [patches_of(d.sound(dubs, index, s), T) for s in strengths]
     clean, nothing, *rest = look(model, own.frames, torch.stack([own.patches, silence(T), *disturbed]))
     return torch.stack([mean_J(clean, own.labels), mean_J(own.objects, truth), mean_J(nothing, truth),
                         *(mean_J(found, truth) for found in rest)])
 
+# %% ../nbs/33_robustness.ipynb #33-048
 FIRST = 8       # pictures whose scores are kept one by one, to tell whether the figures belong to a model
 
 def measure(
@@ -147,11 +148,12 @@ def measure(
     times=1000,       # bootstrap samples
     done=lambda: None,      # called after each clip
 ):
-    """Scores of a model under one disturbance, as a dict for JSON: M_J with the ends of its 95 % interval, a strength each.
+    """Scores of a model under one disturbance, a dict for JSON: M_J and the ends of its 95 % interval at each strength.
 
     Beside them those of the undisturbed sound, of all objects and of no sound, and the scores of the first pictures.
     """
-    if name not in DISTURBANCES: raise ValueError(f'There is no disturbance {name!r}; there are {", ".join(DISTURBANCES)}.')
+    if name not in DISTURBANCES:
+        raise ValueError(f'There is no disturbance {name!r}; there are {", ".join(DISTURBANCES)}.')
     d, rows = DISTURBANCES[name], []
     strengths = d.strengths if strengths is None else tuple(strengths)
     make = made(lambda i: scenes.dubs(SEED, i, d.kind, 2, size, steps), scenes.CLASSES, model.config.classes)
@@ -162,7 +164,7 @@ def measure(
     return {'unit': d.unit, 'strengths': list(strengths), 'M_J': J, 'undisturbed': clean, 'all objects': objects,
             'no sound': nothing, 'first': torch.stack(rows[:FIRST]).tolist()}
 
-# %% ../nbs/33_robustness.ipynb #33-049
+# %% ../nbs/33_robustness.ipynb #33-052
 def measure_all(model, clips=200, progress=lambda done, total: None, **options):
     "All disturbances, see `measure`: a dict for JSON, by name the scores, or the sentence that says why there are none"
     why = {'codec': no_codec()}
@@ -182,13 +184,15 @@ def as_text(result):
                          f"{r['all objects'][0]:.3f}, no sound {r['no sound'][0]:.3f})")
     return '\n'.join(lines)
 
-# %% ../nbs/33_robustness.ipynb #33-050
+# %% ../nbs/33_robustness.ipynb #33-053
 def main(argv=None):
     "The command: disturb a model in all ways, print the scores, write them"
-    parser = argparse.ArgumentParser('python -m ppqg_nb.robustness', description='What disturbs a model? Scores against strength.')
-    parser.add_argument('model', nargs='?', default='scenes-tiny', help='weights: a name or folder (default scenes-tiny)')
-    parser.add_argument('--clips', type=int, default=200, help='scenes for each disturbance (default 200)')
-    parser.add_argument('--out', type=Path, metavar='FILE', help='also write the result there, as JSON')
+    parser = argparse.ArgumentParser('python -m ppqg_nb.robustness',
+                                     description='What disturbs a model? Scores against strength.')
+    add = parser.add_argument
+    add('model', nargs='?', default='scenes-tiny', help='weights: a name or folder (default scenes-tiny)')
+    add('--clips', type=int, default=200, help='scenes for each disturbance (default 200)')
+    add('--out', type=Path, metavar='FILE', help='also write the result there, as JSON')
     args = parser.parse_args(argv)
     try:
         model = VCT.from_pretrained(args.model)
@@ -199,5 +203,5 @@ def main(argv=None):
     print(json.dumps({k: result[k] for k in ('model', 'clips', 'versions', 'machine')}))
     print(as_text(result))
 
-# %% ../nbs/33_robustness.ipynb #33-051
+# %% ../nbs/33_robustness.ipynb #33-054
 if __name__ == '__main__' and globals().get('__spec__'): main()      # a command, and not a notebook

@@ -86,11 +86,9 @@ def test_no_sound_is_a_sentence_unless_silent(tmp_path):
 
 def test_demo_writes_into_the_current_folder(tmp_path):
     code, out, err = typed('demo')
-    assert code == 0 and 'RANDOM WEIGHTS' in err and 'ppqg_demo.mp4' in out
-    assert [p.name for p in tmp_path.iterdir()] == ['ppqg_demo.mp4']
-    assert probe(tmp_path/'ppqg_demo.mp4').duration == pytest.approx(5, abs=0.05)
-    red = list(read_frames(tmp_path/'ppqg_demo.mp4'))[60].image[:, 232, 20].tolist()
-    assert red[0] > 140 and red[1] < 60 and red[2] < 80
+    assert code == 0 and 'RANDOM WEIGHTS' not in err and 'watch the mask jump' in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['ppqg_demo.png', 'ppqg_demo_1.mp4', 'ppqg_demo_2.mp4']
+    for i in (1, 2): assert probe(tmp_path/f'ppqg_demo_{i}.mp4').duration == pytest.approx(5, abs=0.05)
 
 
 def test_label_maps_are_classes_in_colour(tmp_path):

@@ -19,7 +19,7 @@ from ppqg_nb.vct import VCT
 WORDS = ('background', 'bell', 'bird')
 FILES = ['clips.jsonl', 'per_class.csv', 'per_clip.csv', 'result.json', 'worst_best.png']
 TINY = dict(image_size=32, hidden=32, num_queries=4, pixel_mlp=(8, 8), pixel_layers=1, pixel_ffn=16, layers=1, levels=('audio',),
-              heads=2, ffn=16, vggish_width=.0625, backbone_options=dict(depths=[1, 1, 1, 1], dims=[8, 8, 16, 16]))
+              heads=2, ffn=16, vggish_width=.0625, backbone='convnext_atto', backbone_options=dict(depths=[1, 1, 1, 1], dims=[8, 8, 16, 16]))
 
 
 class Little(torch.nn.Module):

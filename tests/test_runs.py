@@ -85,7 +85,7 @@ def test_interrupted(unbroken, tmp_path):
     "Ctrl-C ends the step, saves, and says so; the run goes on from there."
     def press(step, steps, values):
         if step == 3: os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match='Stopped by SIGINT after step 3'):
+    with pytest.raises(KeyboardInterrupt, match='Stopped by SIGINT after step 3, and saved'):
         train(recipe(), tmp_path / 'run', progress=press)
     seen = []
     train(recipe(), tmp_path / 'run', resume=True, progress=lambda step, steps, values: seen.append(step))

@@ -25,7 +25,7 @@ def little(name, **changes):
     base = LITTLE | dict(pixel_layers=min(c.pixel_layers, 2), layers=5 if c.layers > 5 else c.layers)
     if c.audio_hidden: base['audio_hidden'] = (16, 16)
     if c.classes == c.sounds: base |= dict(classes=WORDS, sounds=WORDS)
-    return replace(c, **(base | (CONVNEXT if c.backbone.startswith('convnext') else SWIN) | changes))
+    return replace(c, **(base | (SWIN if c.backbone.startswith('swin') else CONVNEXT) | changes))
 
 
 def inputs(config, frames=3, size=(64, 96), seed=0):
@@ -68,12 +68,12 @@ def test_public_face():
     pred = ask(model, frames, patches, regions=None)
     assert isinstance(pred, Prediction) and all(isinstance(layer, Layer) for layer in pred.layers)
     assert len(pred.layers) == model.config.layers + 1
-    assert pred.class_logits.shape == (2, 16, 72) and pred.mask_logits.shape == (2, 16, 16, 24)
+    assert pred.class_logits.shape == (2, 16, 33) and pred.mask_logits.shape == (2, 16, 16, 24)
     assert pred.class_logits is pred.layers[-1].class_logits and pred.mask_logits is pred.layers[-1].mask_logits
-    assert pred.scores.shape == (2, 71)
+    assert pred.scores.shape == (2, 32)
     maps = model.compose(pred, size=(40, 50))
-    assert maps.shape == (2, 71, 40, 50) and maps.dtype == torch.float32 and maps.min() >= 0
-    assert model.compose(pred).shape == (2, 71, 64, 96)
+    assert maps.shape == (2, 32, 40, 50) and maps.dtype == torch.float32 and maps.min() >= 0
+    assert model.compose(pred).shape == (2, 32, 64, 96)
 
 
 @each_preset
