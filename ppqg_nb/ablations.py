@@ -159,7 +159,7 @@ def run_one(out, variant, seed, changes=None, clips=TEST_CLIPS, progress=lambda 
     try:
         run = train(r, folder, True, lambda step, steps, values: progress(step, steps), say)
         tests = test_scenes(clips, run.config.image_size)
-        found = {name: round(v, 6) for name, v in scores(run.model, tests).items()}
+        found = {name: round(v, 6) for name, v in scores(run.model.cpu(), tests).items()}
     finally: torch.set_num_threads(threads)
     return dict(variant=variant, seed=seed, **found, clips=clips, steps=r.steps,
                 parameters=sum(p.numel() for p in run.model.parameters()), terms=fingerprint(r), test=digest(tests),

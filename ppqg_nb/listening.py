@@ -8,7 +8,7 @@ __all__ = ['ANSWERS', 'SCORES', 'SEED', 'ASKED', 'TARGETS', 'look', 'overlap', '
            'table', 'as_text', 'about', 'write', 'stored', 'main']
 
 # %% ../nbs/30a_listening.ipynb #30-002
-import argparse, itertools, json, os, platform
+import argparse, itertools, json, platform
 import numpy as np, torch
 from functools import partial
 from importlib.resources import files

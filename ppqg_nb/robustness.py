@@ -11,7 +11,6 @@ __all__ = ['SNR', 'DISTURBANCES', 'FIRST', 'patches_of', 'gained', 'added', 'whi
 import argparse, io, itertools, json, math
 import av, numpy as np, torch
 from pathlib import Path
-from torch import Tensor
 from typing import Callable, NamedTuple
 from . import scenes
 from .audio import RATE, log_mel_patches, resample
