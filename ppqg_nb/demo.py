@@ -16,7 +16,7 @@ from .segmenter import Segmenter, font, overlay, segment_file
 from .video import beside
 
 # %% ../nbs/25c_demo.ipynb #25-006
-SEED, INDEX, SIZE = 2, 3, 256       # of the pair that is shown; pixels
+SEED, INDEX, SIZE = 2, 52, 256      # of the pair that is shown; pixels
 
 def heard_name(scene):
     "The class that is heard in a scene of kind 'single', by name"

@@ -519,5 +519,7 @@ def publish(
     out.mkdir(parents=True, exist_ok=True)
     state = load_file(run / 'best' / 'model.safetensors')
     half = {k: x.half() if x.ndim > 1 else x for k, x in state.items()}
-    with beside(out / 'model.safetensors') as part: save_file(half, part)
+    with beside(out / 'model.safetensors') as part:
+        save_file(half, part)
+        part.chmod(0o644)                                      # safetensors lets nobody else read it
     for name in ('best/config.json', 'run.json', 'log.csv', 'scores.csv'): shutil.copy(run / name, out / Path(name).name)
