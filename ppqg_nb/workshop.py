@@ -260,3 +260,6 @@ def convert(
         with screen.status(f'reading {escape(str(source))}'): report = vct.convert(source, out, preset)
         print(f"{out}: {report['preset']}, {report['used']} tensors used")
         for reason, n in report['dropped'].items(): print(f'{n} dropped: {reason}')
+
+# %% ../nbs/27a_workshop.ipynb #27-058
+if __name__ == '__main__' and globals().get('__spec__'): main()      # a command, and not a notebook
