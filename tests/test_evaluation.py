@@ -409,7 +409,7 @@ def split(model, data):
 
 @pytest.mark.parametrize('change, says', [
     (other(limit=3), 'limit was null, is 3'), (other(size=64), 'size was 32, is 64'), (renamed, 'names was'), (shorter, 'clips was 6, is 5'),
-    (split, 'split was "test", is "val"'), (lambda m, d: (Little(layers=2), d, {}), 'config.layers was 4, is 2'),
+    (split, 'split was "test", is "val"'), (lambda m, d: (Little(layers=2), d, {}), 'config.layers was 6, is 2'),
     (lambda m, d: (heavier(m), d, {}), r'\(weights was "[0-9a-f]{39}, is "[0-9a-f]{39}\)')])
 def test_resume_of_something_else(whole, tmp_path, change, says):
     model, data, out = whole
