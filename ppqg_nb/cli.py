@@ -126,9 +126,14 @@ def bar(
     "A progress bar on the screen; gives a function to call with how much is done, and the total once it is known"
     columns = (TextColumn('{task.description}', markup=False), BarColumn(), TaskProgressColumn(),
                TimeRemainingColumn(elapsed_when_finished=True))
-    with Progress(*columns, console=screen) as progress:
-        task = progress.add_task(name, total=total)
-        yield lambda done, total=total: progress.update(task, completed=done, total=total)
+    progress = Progress(*columns, console=screen)
+    task = progress.add_task(name, total=total)
+    def seen(done, total=total):
+        progress.start()                # at the first call: what goes wrong before is said without a bar
+        progress.update(task, completed=done, total=total)
+    try: yield seen
+    finally:
+        if progress.live.is_started: progress.stop()
 
 # %% ../nbs/27_cli.ipynb #27-030
 def run(source, out, masks=None, preset=None, weights=None, device='auto', fps=None, size=None, silent=False, regions=None):
@@ -163,7 +168,7 @@ Masks = Annotated[Optional[Path], option('Also write one PNG label map a frame i
 Preset = Annotated[Optional[str], option('Architecture; ppqg info lists them. Default: scenes-tiny, or what the weights '
                                          'of a checkpoint fit.', metavar='NAME')]
 Weights = Annotated[Optional[str], option('Trained weights: a folder, a hub id, or a checkpoint of the released system. '
-                                          'Without them, random ones.', metavar='DIR')]
+                                          'Default: what ships, scenes-tiny.', metavar='DIR')]
 Regions = Annotated[Optional[str], option('Region maps, for models that read them: classic, sam:FOLDER_OR_ID, or a folder '
                                           'of maps or masks.', metavar='HOW')]
 Device = Annotated[str, option('auto, cpu, cuda, cuda:1 or mps.', metavar='NAME')]

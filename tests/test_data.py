@@ -14,7 +14,7 @@ from ppqg_nb import data
 from ppqg_nb.audio import log_mel_patches
 from ppqg_nb.core import AVSS_CLASSES, BINARY_CLASSES, S4_CATEGORIES, Clip, class_colors
 from ppqg_nb.data import (AVSBench, Augment, Writer, add_regions, annotated_frames, classes_of_colors, collate, find_layout, find_tables,
-                          label_names, read_entry, read_frame, read_mask, read_table, read_wav, resize_clip, sound_patches, targets, write_clip)
+                          label_names, read_entry, read_mask, read_table, read_wav, resize_clip, sound_patches, targets, write_clip)
 
 PIANO = 'playing_piano'
 S4, MS3, AVSS = 'AVSBench_object/Single-source', 'AVSBench_object/Multi-sources', 'AVSBench_semantic'

@@ -1,6 +1,5 @@
 "The proof, asked of cheats whose answers are known: one that hears everything, one that marks everything, one that marks nothing."
 import json, math
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 
 from ppqg_nb import listening, realmix, scenes
 from ppqg_nb.core import SCENE_CLASSES
-from ppqg_nb.listening import (ANSWERS, ASKED, TARGETS, answers, ask, as_text, interval, is_right, largest, look, makers,
+from ppqg_nb.listening import (ANSWERS, ASKED, TARGETS, ask, as_text, interval, is_right, largest, look, makers,
                                mean_J, mIoU, overlap, parts, prove, resampled, resamples, scored, silence, table)
 from ppqg_nb.metrics import score
 

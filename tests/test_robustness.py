@@ -1,6 +1,5 @@
 "What is done to a sound is done by the amount that is said, and what comes of it is known for cheats."
 import json, math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest

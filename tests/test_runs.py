@@ -4,7 +4,11 @@ from dataclasses import replace
 import pytest, torch
 from safetensors.torch import load_file
 from ppqg_nb import runs
+from ppqg_nb.core import BINARY_CLASSES
+from ppqg_nb.making import SEEDS, write_set
 from ppqg_nb.runs import Recipe, read_recipe, train
+from ppqg_nb.scenes import CLASSES, Scenes
+from ppqg_nb.vct import VCT
 
 CONFIG = dict(image_size=32, backbone='test_resnet', hidden=16, pixel_mlp=[16], pixel_layers=1, pixel_ffn=16, num_queries=4,
               layers=2, heads=2, ffn=16, vggish_width=.1, levels=['audio', 'V4'])
@@ -49,6 +53,7 @@ def test_leaves(unbroken):
         'best', 'last', 'log.csv', 'run.json', 'scores.csv', 'sheets', 'state']
     assert [p.name[:7] for p in sorted((unbroken / 'state').iterdir())] == ['0000006', '0000008']
     assert [p.name for p in sorted((unbroken / 'sheets').iterdir())] == ['0000004.png', '0000008.png']
+    assert any((unbroken / 'tensorboard').iterdir())
     assert 'objects' not in ''.join(load_file(unbroken / 'last' / 'model.safetensors'))      # the auxiliary head is dropped
     assert runs.read_recipe(unbroken / 'run.json') == recipe()
 
@@ -132,6 +137,8 @@ def test_not_finite(tmp_path, monkeypatch):
     name = make(0, 7, 'mixed', 2, 32, 1)[1].name
     with pytest.raises(ValueError, match=f'Step 4 fails with {name}: The prediction holds NaN'):
         train(recipe(apart=0, clip=0), tmp_path / 'run')
+    with pytest.raises(ValueError, match=f'Step 4 fails with {name}: the loss is not finite'):
+        train(recipe(apart=.9), tmp_path / 'apart')
     assert [p.name[:7] for p in (tmp_path / 'run' / 'state').iterdir()] == ['0000002']
 
 
@@ -141,14 +148,69 @@ def test_two_processes(tmp_path):
         sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0', '--rdzv-backend=c10d',
         '--rdzv-endpoint=localhost:0']
     script = tmp_path / 'run.py'
-    script.write_text(SCRIPT)
     env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run([*command, str(script), str(tmp_path / 'run'), json.dumps(fields)], env=env, capture_output=True,
-                          text=True, timeout=200)
+    def run(text):
+        script.write_text(text)
+        return subprocess.run([*command, str(script), str(tmp_path / 'run'), json.dumps(fields)], env=env, capture_output=True,
+                              text=True, timeout=200)
+    # a new folder, without resume; then Ctrl-C reaches the second process only, in the second step: both stop there
+    stop = """
+import os, signal
+def learn(self, parts, learn=runs.Run.learn):
+    if self.step == 1 and self.shard[0] == 1: os.kill(os.getpid(), signal.SIGINT)
+    return learn(self, parts)
+runs.Run.learn = learn
+"""
+    done = run(SCRIPT.replace('resume=True', 'resume=False').replace('torch.set', stop + 'torch.set'))
+    assert done.returncode != 0 and 'Stopped by SIGINT after step 2' in done.stderr, done.stderr
+    assert 'Stopped by another process after step 2' in done.stderr and 'is not empty' not in done.stderr
+    assert [p.name[:7] for p in (tmp_path / 'run' / 'state').iterdir()] == ['0000002']
+    done = run(SCRIPT)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ['3', '4']                                            # one process tells of it
     assert json.loads((tmp_path / 'run' / 'run.json').read_text())['processes'] == 2
     assert len(list(csv.DictReader(open(tmp_path / 'run' / 'log.csv')))) == 2
     assert len(list(csv.DictReader(open(tmp_path / 'run' / 'scores.csv')))) == 1
+
+
+@pytest.fixture(scope='module')
+def benchmark(tmp_path_factory):
+    "A folder in the layout of AVSBench with a few scenes to train on and to validate on."
+    out = tmp_path_factory.mktemp('set') / 'set'
+    for split in ('train', 'val'): write_set(out, Scenes(SEEDS[split], size=64, length=3), 'avss', split)
+    return str(out)
+
+
+MS3 = {**CONFIG, 'classes': BINARY_CLASSES, 'sounds': [], 'prototypes': 'none', 'queries': 'group'}
+S4 = {**CONFIG, 'classes': BINARY_CLASSES, 'sounds': CLASSES[1:]}
+SHORT = dict(steps=2, save=2, validate=2, apart=0)
+
+
+@pytest.mark.parametrize('changes', (
+    dict(precision='bf16'), dict(accumulate=2, batch=4), dict(checkpointing=True), dict(schedule='one-cycle'), dict(schedule='poly', clip=0),
+    dict(ema=0, metric='F'), dict(color=.5), dict(seconds=3), dict(config=MS3, task='ms3'), dict(config=S4, task='s4', kind='single'),
+    dict(data='benchmark', auxiliary=0), dict(data='benchmark', auxiliary=0, config={**CONFIG, 'regions': True}, regions='classic'),
+    dict(weights='a folder'), dict(config={**CONFIG, 'vggish_frozen': True})), ids=lambda c: '-'.join(map(str, c)))
+def test_every_option_trains(unbroken, benchmark, tmp_path, changes):
+    "Two steps with each option of a recipe, each task, a benchmark on disk; weights that are to move do."
+    if 'weights' in changes: changes = dict(weights=str(unbroken / 'best'))
+    if 'data' in changes: changes = {**changes, 'data': [benchmark]}
+    run = train(recipe(**{**SHORT, **changes}), tmp_path / 'run')
+    assert run.step == 2 and (tmp_path / 'run' / 'best' / 'model.safetensors').is_file()
+    first = runs.Run(recipe(**{**SHORT, **changes}), tmp_path / 'none')
+    moved = {k for k, a in run.plain.model.named_parameters() if not torch.equal(a, dict(first.plain.model.named_parameters())[k])}
+    frozen = {k for k, a in run.plain.model.named_parameters() if not a.requires_grad}
+    assert moved and not moved & frozen and any(k.startswith('pyramid.') for k in moved)
+    if 'weights' in changes:
+        start = load_file(unbroken / 'best' / 'model.safetensors')
+        assert all(torch.equal(x, start[k]) for k, x in first.plain.model.state_dict().items())
+
+
+def test_the_shipped_weights_are_a_start(tmp_path):
+    "weights: scenes-tiny is what ships."
+    run = runs.Run(read_recipe('scenes-tiny', data=['scenes'], backbone='', weights='scenes-tiny'), tmp_path)
+    shipped = VCT.from_pretrained('scenes-tiny').state_dict()
+    assert all(torch.equal(x, shipped[k]) for k, x in run.plain.model.state_dict().items())
 
 
 @pytest.mark.parametrize('changes, sentence', (
