@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from PIL import Image
 from .core import AVSS_CLASSES
-from .data import (HOMES, PUBLISHED, SPLITS, SUBSETS, TABLES, find_layout, find_tables, label_names, read_mask,
+from .data import (HOMES, PUBLISHED, SPLITS, TABLES, find_layout, find_tables, label_names, read_mask,
                           read_table, read_wav)
 
 # %% ../nbs/21a_audit.ipynb #21-015

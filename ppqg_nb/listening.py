@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ANSWERS', 'SCORES', 'SEED', 'ASKED', 'TARGETS', 'look', 'overlap', 'is_right', 'silence', 'largest', 'answers',
            'mean_J', 'parts', 'mIoU', 'resamples', 'resampled', 'interval', 'made', 'makers', 'ask', 'scored', 'prove',
-           'table', 'as_text', 'about', 'write', 'stored', 'main']
+           'table', 'as_text', 'about', 'write', 'stored', 'command', 'main']
 
 # %% ../nbs/30a_listening.ipynb #30-002
 import argparse, itertools, json, platform
@@ -235,25 +235,32 @@ def stored(name='scenes-tiny', what='listening'):
     return json.loads((files('ppqg_nb') / 'media' / f'{name}.{what}.json').read_text('utf-8'))
 
 # %% ../nbs/30a_listening.ipynb #30-065
-def main(argv=None):
-    "The command: ask a model, print the table, write the result"
-    parser = argparse.ArgumentParser('python -m ppqg_nb.listening',
-                                     description='Does a model listen? Scores beside those of deaf ones.')
+def command(parser, ask, text, argv=None):
+    """Run a command that asks a model and prints what came out; `--out` also writes it.
+
+    `ask(model, args, progress)` gives a dict for JSON, `text(result)` its lines. What does not fit ends it with a sentence.
+    """
     add = parser.add_argument
     add('model', nargs='?', default='scenes-tiny', help='weights: a name or folder (default scenes-tiny)')
-    add('--clips', type=int, default=500, help='pictures of each set (default 500)')
-    add('--realmix', default='/', metavar='FOLDER', help='where the packages with real media lie (default /)')
     add('--out', type=Path, metavar='FILE', help='also write the result there, as JSON')
     args = parser.parse_args(argv)
     try:
         model = VCT.from_pretrained(args.model)
-        with bar('listening') as progress:
-            result = prove(model, makers(model.config.classes, args.realmix), args.clips, progress=progress)
-        result = about(model, args.model) | result
+        with bar(parser.prog.split('.')[-1]) as progress: result = about(model, args.model) | ask(model, args, progress)
         if args.out: write(result, args.out)
     except (ValueError, OSError) as e: parser.exit(1, f'{e}\n')
     print(json.dumps({k: result[k] for k in ('model', 'clips', 'versions', 'machine')}))
-    print(as_text(result))
+    print(text(result))
+
+def main(argv=None):
+    "The command: ask a model, print the table, write the result"
+    parser = argparse.ArgumentParser('python -m ppqg_nb.listening',
+                                     description='Does a model listen? Scores beside those of deaf ones.')
+    parser.add_argument('--clips', type=int, default=500, help='pictures of each set (default 500)')
+    parser.add_argument('--realmix', default='/', metavar='FOLDER', help='where the packages with real media lie (default /)')
+    def ask(model, args, progress):
+        return prove(model, makers(model.config.classes, args.realmix), args.clips, progress=progress)
+    command(parser, ask, as_text, argv)
 
 # %% ../nbs/30a_listening.ipynb #30-066
 if __name__ == '__main__' and globals().get('__spec__'): main()      # a command, and not a notebook

@@ -175,7 +175,7 @@ SIDES = 'train', 'test1', 'test2', 'test3'
 TIERS = (1, 2, 3)
 DRAWN = dict(train=('train', 'train'), test1=('train', 'train'), test2=('test', 'train'), test3=('train', 'test'))
 HOW = ('use apt install tuxpaint-stamps-default tuxpaint-data gcompris-qt-data, or unpack these packages into a '
-       'folder with dpkg -x and give it as root')
+       'folder with dpkg -x and name that folder')
 
 # %% ../nbs/22a_realmix.ipynb #22-053
 class Media:

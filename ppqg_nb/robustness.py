@@ -8,15 +8,12 @@ __all__ = ['SNR', 'DISTURBANCES', 'FIRST', 'patches_of', 'gained', 'added', 'whi
            'as_text', 'main']
 
 # %% ../nbs/33_robustness.ipynb #33-002
-import argparse, io, itertools, json, math
+import argparse, io, itertools, math
 import av, numpy as np, torch
-from pathlib import Path
 from typing import Callable, NamedTuple
 from . import scenes
 from .audio import RATE, log_mel_patches, resample
-from .cli import bar
-from .listening import SEED, about, interval, look, made, mean_J, resampled, silence, write
-from .vct import VCT
+from .listening import SEED, command, interval, look, made, mean_J, resampled, silence
 
 # %% ../nbs/33_robustness.ipynb #33-008
 def patches_of(waveform, steps):
@@ -188,19 +185,8 @@ def main(argv=None):
     "The command: disturb a model in all ways, print the scores, write them"
     parser = argparse.ArgumentParser('python -m ppqg_nb.robustness',
                                      description='What disturbs a model? Scores against strength.')
-    add = parser.add_argument
-    add('model', nargs='?', default='scenes-tiny', help='weights: a name or folder (default scenes-tiny)')
-    add('--clips', type=int, default=200, help='scenes for each disturbance (default 200)')
-    add('--out', type=Path, metavar='FILE', help='also write the result there, as JSON')
-    args = parser.parse_args(argv)
-    try:
-        model = VCT.from_pretrained(args.model)
-        with bar('robustness') as progress: result = measure_all(model, args.clips, progress)
-        result = about(model, args.model) | result
-        if args.out: write(result, args.out)
-    except (ValueError, OSError) as e: parser.exit(1, f'{e}\n')
-    print(json.dumps({k: result[k] for k in ('model', 'clips', 'versions', 'machine')}))
-    print(as_text(result))
+    parser.add_argument('--clips', type=int, default=200, help='scenes for each disturbance (default 200)')
+    command(parser, lambda model, args, progress: measure_all(model, args.clips, progress), as_text, argv)
 
 # %% ../nbs/33_robustness.ipynb #33-054
 if __name__ == '__main__' and globals().get('__spec__'): main()      # a command, and not a notebook

@@ -205,7 +205,7 @@ class Run:
         self.recipe, self.out = recipe, Path(out)
         AcceleratorState._reset_state()             # of an earlier run in this process, which may have had another precision
         self.accelerator = Accelerator(mixed_precision='bf16' if recipe.precision == 'bf16' else 'no', kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=True)])
+            DistributedDataParallelKwargs(find_unused_parameters=recipe.apart > 0 or recipe.auxiliary > 0)])
         part, parts = self.shard = self.accelerator.process_index, self.accelerator.num_processes
         self.say = say if self.main else lambda sentence: None
         if recipe.batch % (parts * recipe.accumulate):

@@ -46,7 +46,7 @@ def write(out, source, task, split, video, note=''):
     with bar('clips') as seen: made = write_set(out, source, task, split, seen, video)
     print(f'{out}: {len(source)} clips of {split}, {made} of them made now.{note}')
     print(f'Next: ppqg data check {out}')
-    print(f'      ppqg evaluate WEIGHTS {out} --task {task}' + ('' if split == 'test' else f' --split {split}'))
+    print(f'      ppqg evaluate scenes-tiny {out} --task {task}' + ('' if split == 'test' else f' --split {split}'))
     if video: print(f'      ppqg segment {out / "videos" / source.entries[0].name}.mp4')
 
 # %% ../nbs/27a_workshop.ipynb #27-013
@@ -129,7 +129,7 @@ def check(
     Changes nothing. The exit code is 1 on damage.
     """
     with sentences(debug):
-        from ppqg_nb import audit, runs
+        from ppqg_nb import audit
         with bar('clips') as seen: report = audit.check(root, workers, seen)
         if as_json: print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
         else: print_report(report)
@@ -161,7 +161,8 @@ def score_all(weights, root, task, split, out, preset, regions, limit, workers, 
     with bar('clips') as seen: return evaluation.evaluate(model, clips, out, limit, workers, device, resume, seen)
 
 # %% ../nbs/27a_workshop.ipynb #27-036
-Trained = Annotated[str, typer.Argument(metavar='WEIGHTS', help='A folder, a hub id, or a checkpoint of the released system.')]
+Trained = Annotated[str, typer.Argument(metavar='WEIGHTS', help='scenes-tiny, which ships; a folder, a hub id, or a checkpoint of '
+                                                              'the released system.')]
 Task = Annotated[str, option('s4, ms3 or avss.', metavar='NAME')]
 Split = Annotated[str, option('train, val or test.', metavar='NAME')]
 Results = Annotated[Optional[Path], option('Folder for the results. Default: ppqg_TASK_SPLIT in the current folder.',
@@ -208,7 +209,7 @@ def changes(texts):
     for text in texts:
         name, equals, value = text.partition('=')
         if not equals: raise ValueError(f'--set is {text!r}; write FIELD=VALUE, e.g. --set lr=0.001.')
-        try: found[name.strip()] = yaml.safe_load(value)
+        try: found[name.strip()] = yaml.safe_load(value) if value.strip() else ''
         except yaml.YAMLError: raise ValueError(f'--set is {text!r}, whose value cannot be read; e.g. --set lr=0.001.') from None
     return found
 
