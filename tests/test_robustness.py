@@ -224,7 +224,7 @@ def test_command_writes_what_it_prints(tmp_path, monkeypatch, capsys, cheat):
     model = cheat(nothing)
     model.state_dict = lambda: dict(w=torch.zeros(1))
     row = dict(unit='dB', strengths=[1], M_J=[[.5, .4, .6]], undisturbed=[.9] * 3, first=[], **{'all objects': [.3] * 3, 'no sound': [0] * 3})
-    monkeypatch.setattr(robustness.VCT, 'from_pretrained', lambda source: model)
+    monkeypatch.setattr(listening.VCT, 'from_pretrained', lambda source: model)
     monkeypatch.setattr(robustness, 'measure_all', lambda m, clips, progress: dict(clips=clips, disturbances=dict(rain=row)))
     robustness.main(['anything', '--clips', '7', '--out', str(tmp_path / 'r.json')])
     result = json.loads((tmp_path / 'r.json').read_text('utf-8'))
