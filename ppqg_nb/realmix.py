@@ -13,7 +13,6 @@ __all__ = ['CLASSES', 'FRAME', 'GUARD', 'SIDES', 'TIERS', 'DRAWN', 'HOW', 'SEEN'
 import hashlib, io, json, os, struct, zlib
 import av, numpy as np, torch
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from PIL import Image, ImageFilter
@@ -451,7 +450,8 @@ def dubs(
     check_spans(n=n, size=size, steps=steps, dub=dub)
     if not 0 <= vary <= 1: raise ValueError(f'vary is {vary}; it must be from 0 to 1.')
     parts = [directed(media, seed, index, kind, steps, dub + i, side) for i in range(n)]
-    change = partial(varied, draws=Draws(seed, index, 64 * SIDES.index(side) + 127), amount=vary) if vary else lambda x: x
+    draws = Draws(seed, index, 64 * SIDES.index(side) + 127)
+    def change(x): return varied(shrunk(x, size, max), draws, vary) if vary else x
     frames, objects = map(torch.from_numpy, paint(media, parts[0][0], size, change))
     return [dubbed(media, who, frames, objects, heard, side, f'{side}-{kind}-{seed}-{index:06}-{dub + i}')
             for i, (who, heard) in enumerate(parts)]
