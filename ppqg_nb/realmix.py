@@ -341,12 +341,12 @@ def paint(media, who, size, change=lambda x: x):
             objects[t, rows, columns][alpha > 127] = kind
     return frames, objects
 
-# %% ../nbs/22a_realmix.ipynb #22-069aa
+# %% ../nbs/22a_realmix.ipynb #22-069b
 def varied(x, draws, amount=1.):
     """A cut-out `(h, w, 4)` uint8 as another of its kind might look, `(h', w', 4)`; amount: how much, 0 to 1.
 
-    Turned by at most 25°, one side to the other stretched by a factor of at most 1.65, in one of two cases up to 0.4
-    of it cut off at one edge; other hue, saturation, contrast, brightness and sharpness. Takes ten numbers of `draws`.
+    Turned by at most 25°, stretched in one direction to the other by a factor of at most 1.28² and, in one of two
+    cases, cut off by at most 0.4 at an edge; other hue, saturation, contrast, brightness and sharpness.
     """
     turn, stretch, cut, hue, saturation, contrast, brightness, blur = (draws.uniform(8, low=-1) * amount).tolist()
     edge, hidden = draws.integer(0, 3), .4 * max(0, cut)
@@ -360,7 +360,6 @@ def varied(x, draws, amount=1.):
     picture = tv.adjust_hue(picture, .12 * hue)
     picture = picture.filter(ImageFilter.GaussianBlur(.02 * max(0, blur) * max(picture.size)))
     return np.concatenate([np.asarray(picture), x[..., 3:]], 2)
-
 
 # %% ../nbs/22a_realmix.ipynb #22-071
 @dataclass(frozen=True)

@@ -213,7 +213,8 @@ class Run:
     def __init__(self, recipe, out, say=print):
         self.recipe, self.out = recipe, Path(out)
         AcceleratorState._reset_state()             # of an earlier run in this process, which may have had another precision
-        self.accelerator = Accelerator(mixed_precision='bf16' if recipe.precision == 'bf16' else 'no', kwargs_handlers=[
+        gloo = int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.cuda.is_available()    # several processes on CPUs
+        self.accelerator = Accelerator(cpu=gloo, mixed_precision='bf16' if recipe.precision == 'bf16' else 'no', kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=recipe.apart > 0 or recipe.auxiliary > 0)])
         part, parts = self.shard = self.accelerator.process_index, self.accelerator.num_processes
         self.say = say if self.main else lambda sentence: None
@@ -544,8 +545,9 @@ def train(
 
 # %% ../nbs/25b_runs.ipynb #25-068
 def publish(
-    run,    # the folder of a run
-    out,    # the folder to write
+    run,            # the folder of a run
+    out,            # the folder to write
+    first=None,     # the folder of the run that `run` went on from; its record goes to `out`/first
 ):
     "The best model of a run as it ships: its matrices as float16, with run.json, log.csv and scores.csv"
     run, out = Path(run), Path(out)
@@ -555,4 +557,8 @@ def publish(
     with beside(out / 'model.safetensors') as part:
         save_file(half, part)
         part.chmod(0o644)                                      # safetensors lets nobody else read it
-    for name in ('best/config.json', 'run.json', 'log.csv', 'scores.csv'): shutil.copy(run / name, out / Path(name).name)
+    record = 'run.json', 'log.csv', 'scores.csv'
+    for name in ('best/config.json', *record): shutil.copy(run / name, out / Path(name).name)
+    if first is None: return
+    (out / 'first').mkdir(exist_ok=True)
+    for name in record: shutil.copy(Path(first) / name, out / 'first' / name)

@@ -217,7 +217,7 @@ def changes(texts):
     return found
 
 # %% ../nbs/27a_workshop.ipynb #27-046
-@app.command(epilog='Example: ppqg train scenes-tiny --out runs/tiny. In two processes: accelerate launch -m ppqg_nb.workshop train …')
+@app.command(epilog='Example: ppqg train scenes-tiny --out runs/tiny. In two processes: torchrun --nproc-per-node 2 -m ppqg_nb.workshop train …')
 def train(
     recipe: Annotated[str, typer.Argument(metavar='RECIPE', help='Its name, as scenes-tiny, or a YAML or JSON file; also the '
                                                                  'run.json of another run.')],

@@ -22,14 +22,14 @@ from PIL import Image
 from scipy import stats
 from torch.utils.data import DataLoader
 
-from ppqg_nb import realmix
+from ppqg_nb import realmix, runs
 from ppqg_nb.audio import RATE, log_mel
 from ppqg_nb.core import BINARY_CLASSES
 from ppqg_nb.data import collate
 from ppqg_nb.realmix import (CLASSES, DRAWN, SIDES, Manifest, Media, Realmix, RealmixStream, Source, able, directed,
                              dubs, manifest_path, measure, open_media, pair, playable, read_manifest, recorded,
-                             recording, scene, split_in_time, write_manifest)
-from ppqg_nb.scenes import KINDS
+                             recording, scene, split_in_time, varied, visible, write_manifest)
+from ppqg_nb.scenes import KINDS, Draws
 
 PLAIN = KINDS[:4]
 NAMES = 'frog', 'duck', 'cow', 'dog', 'violin'
@@ -410,6 +410,46 @@ def test_front_hides_and_distractors_leave_nothing(media):
         assert (all_of[changed] == who.classes[-1]).all()
         hid += (rest[changed] > 0).sum()
     assert hid > 100
+
+
+@pytest.mark.parametrize('shape', ((90, 40), (7, 160), (200, 200)))
+def test_a_varied_photograph_is_one_still(shape):
+    "Whatever is drawn, something is left to see, tightly cropped, no more than so much is lost, and nothing changes at 0."
+    x = np.full((*shape, 4), 255, np.uint8)
+    x[..., :3] = np.random.default_rng(0).integers(0, 256, (*shape, 3))
+    seen = set()
+    for i in range(60):
+        y = varied(x, Draws(5, i))
+        assert np.array_equal(y, varied(x, Draws(5, i))) and y.dtype == np.uint8 and y.shape[2] == 4
+        assert np.array_equal(y, visible(y)) and .5 < (y[..., 3] > 127).sum() / x[..., 3].size < 1.15
+        seen.add(y.tobytes())
+    assert len(seen) == 60
+    assert np.abs(varied(x, Draws(5, 0), 0.).astype(int) - x).max() <= 8       # hue in 8 bits, and back
+
+
+def test_a_varied_scene_has_the_same_cast_and_sound(media):
+    "Other pictures, and the truth of these; all that is drawn besides stays, and dubs share their frames."
+    plain, other = (dubs(media, 3, 8, 'multi', 2, 96, 2, vary=vary) for vary in (0., 1.))
+    assert digest(*dubs(media, 3, 8, 'multi', 2, 96, 2)) == digest(*plain)
+    assert digest(*dubs(media, 3, 8, 'multi', 2, 96, 2, vary=1.)) == digest(*other) and other[0].frames is other[1].frames
+    for a, b in zip(plain, other):
+        assert not torch.equal(a.frames, b.frames) and torch.equal(a.waveform, b.waveform) and a.name == b.name
+        assert a.objects.unique().tolist() == b.objects.unique().tolist() and not torch.equal(a.objects, b.objects)
+        assert torch.equal(b.labels, b.objects.where(b.sounding[torch.arange(2)[:, None, None], b.objects], 0))
+    for vary in (-.1, 1.5):
+        with pytest.raises(ValueError, match=f'vary is {vary}; it must be from 0 to 1'): dubs(media, 3, 8, 'multi', vary=vary)
+
+
+def test_a_recipe_varies(media, monkeypatch):
+    "What a recipe says reaches the scenes of training and not those of validation."
+    monkeypatch.setattr(runs, 'media_of', lambda spec: media)
+    recipe = runs.Recipe(data=('realmix',), vary=.7, clips=2)
+    config = runs.config_of(recipe)
+    learned = runs.open_source('realmix', recipe, config)(0)
+    wanted = dubs(media, runs.TRAIN_SEED, 0, 'mixed', recipe.dubs, config.image_size, 1, vary=.7)
+    assert all(torch.equal(a.frames, b.frames) for a, b in zip(learned, wanted))
+    asked = runs.open_validation('realmix', recipe, config)[0]
+    assert torch.equal(asked.frames, scene(media, runs.VALIDATION_SEED, 0, 'mixed', config.image_size, 1).frames)
 
 
 def test_every_second_has_the_level_that_was_drawn(media):

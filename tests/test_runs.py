@@ -148,7 +148,7 @@ def test_two_processes(tmp_path):
         sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0', '--rdzv-backend=c10d',
         '--rdzv-endpoint=localhost:0']
     script = tmp_path / 'run.py'
-    env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
     def run(text):
         script.write_text(text)
         return subprocess.run([*command, str(script), str(tmp_path / 'run'), json.dumps(fields)], env=env, capture_output=True,
