@@ -297,7 +297,7 @@ def test_the_model_that_ships():
     model = VCT.from_pretrained('scenes-tiny')
     assert model.config == preset('scenes-tiny') and not model.training
     assert sum(p.stat().st_size for p in folder.iterdir()) < 12e6
-    assert {p.name for p in folder.iterdir()} == {'README.md', 'config.json', 'log.csv', 'model.safetensors', 'run.json', 'scores.csv'}
+    assert {p.name for p in folder.iterdir()} == {'README.md', 'config.json', 'log.csv', 'first', 'model.safetensors', 'run.json', 'scores.csv'}
     assert listening.as_text(listening.stored()) in (folder/'README.md').read_text(encoding='utf-8')       # the card's table
 
 
