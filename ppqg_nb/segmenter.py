@@ -21,7 +21,7 @@ from torch import Tensor
 from .audio import RATE, SPAN, cut_patches
 from .core import check_shape, class_colors
 from .masks import label_map, upsample
-from .video import (Frame, MediaError, Sound, VideoReformatter, VideoWriter, ahead, beside, lies, shown, upright)
+from .video import (Frame, MediaError, Sound, VideoReformatter, VideoWriter, ahead, beside, lies, shown_frames, upright)
 
 # %% ../nbs/25_segmenter.ipynb #25-012
 def heard(sound, time):
@@ -131,7 +131,7 @@ def looks(self:Segmenter, source, fps, start, end, view):
     The looks are those of the whole file. What is before `start` comes as one look, if a frame after it needs its masks.
     """
     due, size, before = 0., None, None
-    for n, (time, frame) in enumerate(shown(source, view)):
+    for n, (time, frame) in enumerate(shown_frames(source, view)):
         if time >= end: return
         new = frame.width, frame.height, lies(frame)                         # a broadcast may change its size
         look = time > due - ROUNDING or new != size
@@ -174,9 +174,9 @@ def stream(self:Segmenter,
     if not 0 <= start < end: raise ValueError(f'start is {start} and end is {end}; they must be 0 ≤ start < end, in seconds.')
     last, n = None, None
     with nullcontext(torch.zeros(0)) if silent else Sound(source, track) as sound:
-        for n, frame, patch in ahead(self.pairs(source, fps, hold, start, end, sound, view)):
-            if patch is None: last = replace(last, time=frame.time, frame=frame.image)
-            else: last = self.step(frame.time, frame.image, patch, f'{n:06}')
+        for n, frame, mel in ahead(self.pairs(source, fps, hold, start, end, sound, view)):
+            if mel is None: last = replace(last, time=frame.time, frame=frame.image)
+            else: last = self.step(frame.time, frame.image, mel, f'{n:06}')
             if frame.time >= start: yield last
     if n is None: raise MediaError(f'{source} shows no frame from {start:g} s to {end:g} s; it is shorter.')
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MATRICES', 'WRITTEN', 'LIMITED', 'FULL', 'EXACT', 'BLOCK', 'CLOCK', 'COPIED', 'REPEATABLE', 'RATES', 'MediaError',
            'pictures', 'open_media', 'streams', 'origin', 'decoded', 'turn', 'lies', 'turn_image', 'matrix', 'upright',
-           'Frame', 'mean_rate', 'nothing_decoded', 'shown', 'read_frames', 'sound_blocks', 'read_sound', 'resampled',
-           'Sound', 'ahead', 'Media', 'codec', 'probe', 'beside', 'SoundTrack', 'VideoWriter']
+           'Frame', 'mean_rate', 'nothing_decoded', 'shown_frames', 'read_frames', 'sound_blocks', 'read_sound',
+           'resampled', 'Sound', 'ahead', 'Media', 'codec', 'probe', 'beside', 'SoundTrack', 'VideoWriter']
 
 # %% ../nbs/24_video.ipynb #24-002
 import math, os, warnings
@@ -125,7 +125,7 @@ def nothing_decoded(path):
     "The error of a file of which no frame can be decoded"
     return MediaError(f'No frame of {path} can be decoded; the file is damaged or cut off. Copy or convert it again.')
 
-def shown(path, view=0):
+def shown_frames(path, view=0):
     "Yield the time from which each frame of a video file is shown, in seconds, and its PyAV frame; raises `MediaError`"
     with open_media(path) as media:
         video, _ = streams(media, view=view)
@@ -142,7 +142,7 @@ def shown(path, view=0):
 def read_frames(path, view=0):
     "Yield every `Frame` of a video file in order, upright; `view`: of which track of pictures. Raises `MediaError`"
     converter = VideoReformatter()
-    for time, frame in shown(path, view): yield Frame(time, upright(frame, converter))
+    for time, frame in shown_frames(path, view): yield Frame(time, upright(frame, converter))
 
 # %% ../nbs/24_video.ipynb #24-049
 def sound_blocks(media, sound):
