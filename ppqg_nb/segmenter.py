@@ -8,7 +8,7 @@ __all__ = ['ROUNDING', 'heard', 'Object', 'describe', 'contenders', 'read_maps',
 
 # %% ../nbs/25_segmenter.ipynb #25-002
 import math, os, re, shutil
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,18 +18,19 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from torch import Tensor
-from .audio import RATE, SPAN, cut_patches, resample
+from .audio import RATE, SPAN, cut_patches
 from .core import check_shape, class_colors
 from .masks import label_map, upsample
-from .video import VideoWriter, beside, read_frames, read_sound
+from .video import (Frame, MediaError, Sound, VideoReformatter, VideoWriter, ahead, beside, lies, shown_frames, upright)
 
 # %% ../nbs/25_segmenter.ipynb #25-012
 def heard(sound, time):
     """The log-mel patch of the 0.975 s around `time` (seconds): `(1, 96, 64)` float32; outside of `sound` is silence.
 
-    sound: `(n,)` float at 16 kHz. The same numbers as `patches_at`, without touching the rest of the sound.
+    sound: a `video.Sound`, or `(n,)` float at 16 kHz. The same numbers as `patches_at`, without touching the rest of it.
     """
     first = round(time * RATE) - SPAN // 2
+    if isinstance(sound, Sound): return cut_patches(sound.piece(first, first + SPAN).double(), torch.tensor([0]))
     piece = sound[max(0, first):max(0, first + SPAN)].double()
     return cut_patches(piece, torch.tensor([min(0, first)]))
 
@@ -124,28 +125,60 @@ def step(self:Segmenter, time, image, patch, name=''):
 ROUNDING = .001     # seconds; times in many files are whole milliseconds, and a third of a second is not
 
 @patch
+def looks(self:Segmenter, source, fps, start, end, view):
+    """What there is to do with the frames of a file: yields number, time, PyAV frame, and whether the model looks at it.
+
+    The looks are those of the whole file. What is before `start` comes as one look, if a frame after it needs its masks.
+    """
+    due, size, before = 0., None, None
+    for n, (time, frame) in enumerate(shown_frames(source, view)):
+        if time >= end: return
+        new = frame.width, frame.height, lies(frame)                         # a broadcast may change its size
+        look = time > due - ROUNDING or new != size
+        if look and fps: due = (math.floor((time + ROUNDING) * fps) + 1) / fps
+        size = new
+        if time < start:
+            if look: before = n, time, frame, True
+            continue
+        if before and not look: yield before
+        before = None
+        yield n, time, frame, look
+
+# %% ../nbs/25_segmenter.ipynb #25-038a
+@patch
+def pairs(self:Segmenter, source, fps, hold, start, end, sound, view):
+    "What the looks see and hear, and with `hold` the frames in between: yields number, `Frame`, and patch or None"
+    converter = VideoReformatter()
+    for n, time, frame, look in self.looks(source, fps, start, end, view):
+        if look or hold: yield n, Frame(time, upright(frame, converter)), heard(sound, time) if look else None
+
+@patch
 def stream(self:Segmenter,
     source,         # a video file
     fps=None,       # looks a second; None: every frame
     silent=False,   # let the model hear silence, whatever the file sounds like
     hold=False,     # yield the frames between the looks as well, with the masks of the last one
+    start=0.,       # seconds: from the first frame that is shown then or later
+    end=math.inf,   # seconds: to the last frame that is shown before
+    track=0,        # which track of sound, where there are several
+    view=0,         # which track of pictures
 ):
     """Yield a `Step` for the frames of a video file, in order, reading as it goes.
 
     The model hears the 0.975 s around each frame (`heard`). A maker of region maps is asked at each look, for the number
     of the frame in the file: 000000, 000001 … Raises `MediaError` for a file that cannot be read or has no sound, a
-    `ValueError` for an `fps` that is no number above 0, and what a maker raises.
+    `ValueError` for an `fps`, `start` or `end` that makes no sense, and what a maker raises.
     """
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f'fps is {fps}; it must be above 0, e.g. 1 for one look a second.')
-    sound = torch.zeros(0) if silent else resample(*read_sound(source))
-    due, last = 0., None
-    for n, frame in enumerate(read_frames(source)):
-        if frame.time > due - ROUNDING or frame.image.shape != last.frame.shape:    # a broadcast may change its size
-            last = self.step(frame.time, frame.image, heard(sound, frame.time), f'{n:06}')
-            if fps: due = (math.floor((frame.time + ROUNDING) * fps) + 1) / fps
-            yield last
-        elif hold: yield replace(last, time=frame.time, frame=frame.image)
+    if not 0 <= start < end: raise ValueError(f'start is {start} and end is {end}; they must be 0 ≤ start < end, in seconds.')
+    last, n = None, None
+    with nullcontext(torch.zeros(0)) if silent else Sound(source, track) as sound:
+        for n, frame, mel in ahead(self.pairs(source, fps, hold, start, end, sound, view)):
+            if mel is None: last = replace(last, time=frame.time, frame=frame.image)
+            else: last = self.step(frame.time, frame.image, mel, f'{n:06}')
+            if frame.time >= start: yield last
+    if n is None: raise MediaError(f'{source} shows no frame from {start:g} s to {end:g} s; it is shorter.')
 
 # %% ../nbs/25_segmenter.ipynb #25-050
 @lru_cache
@@ -273,7 +306,7 @@ def segment_file(
     with ExitStack() as stack:
         maps = stack.enter_context(folder_beside(masks)) if masks else None
         writer = stack.enter_context(VideoWriter(stack.enter_context(beside(out)), source))
-        for step in segmenter.stream(source, fps, silent, hold=True):
+        for step in ahead(segmenter.stream(source, fps, silent, hold=True)):
             writer.write(step.time, overlay(step, note))
             if maps: save_labels(maps / f'{n:06}.png', step.labels)
             seen(step)

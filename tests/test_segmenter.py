@@ -1,17 +1,21 @@
 "Models on video files: what is heard and seen, when, how it is shown, and that results are whole or not there."
 import math
 import re
+import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clips import save
+from clips import film, save, sing
 from ppqg_nb.audio import RATE, SPAN, patches_at, resample
 from ppqg_nb.core import PRESETS, Config, class_colors, example_path
 from ppqg_nb.masks import label_map, upsample
@@ -103,6 +107,101 @@ def test_held_steps_have_their_own_frames_and_the_last_masks(source):
     assert len(model.frames) == 2 and [s.time for s in held] == [f.time for f in frames]
     assert all(torch.equal(s.frame, f.image) for s, f in zip(held, frames))
     assert all(s.labels is held[5 * (i // 5)].labels for i, s in enumerate(held))
+
+
+@pytest.mark.parametrize('fps', [None, 2, 3, 7.5])
+@pytest.mark.parametrize('kind', TIMES)
+def test_parts_are_those_of_the_whole(tmp_path, kind, fps):
+    "Wherever a film is cut, at frames or between them, each part has the looks and the held masks of the whole."
+    source = clip(tmp_path/'a.mkv', TIMES[kind], **EXACT)
+    for hold in (False, True):
+        whole = list(Segmenter(Fake()).stream(source, fps, hold=hold))
+        rng = np.random.default_rng(3)
+        for cuts in ([.1, .4], [.45], sorted(rng.uniform(0, 1, 3)), [TIMES[kind][3]]):
+            parts = []
+            for a, b in zip([0., *cuts], [*cuts, math.inf]):
+                if any(a <= s.time < b for s in whole): parts += Segmenter(Fake()).stream(source, fps, hold=hold, start=a, end=b)
+            assert [s.time for s in parts] == [s.time for s in whole]
+            for a, b in zip(parts, whole):
+                assert torch.equal(a.maps, b.maps) and torch.equal(a.labels, b.labels) and torch.equal(a.frame, b.frame) and a.objects == b.objects
+
+
+def test_a_part_costs_no_look_outside_of_it(tmp_path):
+    "One look before, where the first frame holds its masks, and none where the part begins with a look."
+    source = clip(tmp_path/'a.mkv', [i / 20 for i in range(40)], **EXACT)
+    for start, looks in ((1.1, 2), (1., 2), (1.6, 1)):
+        model = Fake()
+        steps = list(Segmenter(model).stream(source, 2, hold=True, start=start))
+        assert len(model.frames) == looks and steps[0].time == pytest.approx(start, abs=.01)
+        assert not torch.equal(steps[0].frame, steps[1].frame)
+
+
+def test_nonsense_parts_are_said(source):
+    for start, end in ((-1, 5), (2, 2), (3, 1), (math.nan, 1), (0, math.nan)):
+        with pytest.raises(ValueError, match='0 ≤ start < end'): next(Segmenter(Fake()).stream(source, start=start, end=end))
+    with pytest.raises(MediaError, match='shows no frame from 60 s to inf s'): next(Segmenter(Fake()).stream(source, start=60))
+
+
+def test_tracks(tmp_path):
+    "The track of sound, and of pictures, that is asked for; a sentence where there are fewer."
+    times = [i / 10 for i in range(10)]
+    waves = [.3 * np.sin(2 * np.pi * f / 16000 * np.arange(16000))[None] for f in (200, 3000)]
+    colors = [np.full((48, 64, 3), c, np.uint8) for c in ((250, 0, 0), (0, 0, 250))]
+    with av.open(str(tmp_path/'a.mkv'), 'w') as out:
+        packets = [*film(out, times, colors[:1] * 10, 'ffv1', 'bgr0'), *film(out, times, colors[1:] * 10, 'ffv1', 'bgr0'),
+                   *sing(out, waves[0], 16000, 'flac'), *sing(out, waves[1], 16000, 'flac')]
+        out.mux(packets)
+    for track in (0, 1):
+        model = Fake()
+        first = next(Segmenter(model).stream(tmp_path/'a.mkv', track=track, view=1 - track))
+        assert first.frame[:, 0, 0].tolist() == colors[1 - track][0, 0].tolist()
+        own, other = (patches_at(torch.from_numpy(waves[i][0]), 16000, [0.]) for i in (track, 1 - track))
+        assert (model.patches[0] - own).abs().mean() < .01 < .1 < (model.patches[0] - other).abs().mean()
+    for options in (dict(track=2), dict(view=2), dict(track=-1)):
+        with pytest.raises(MediaError, match='has 2 tracks of .*, numbered from 0, and none with number'):
+            next(Segmenter(Fake()).stream(tmp_path/'a.mkv', **options))
+
+
+def test_errors_of_the_thread_reach_the_caller(source):
+    "What the decoding thread meets is raised where the steps are taken, and no thread is left behind."
+    class Deaf(Fake):
+        def __call__(self, *args, **kw): raise RuntimeError('no')
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match='no'): list(Segmenter(Deaf()).stream(source))
+    stream = Segmenter(Fake()).stream(source)
+    next(stream); stream.close()
+    assert threading.active_count() == before
+
+
+LONG = """
+import re, sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_segmenter import Fake
+from ppqg_nb.segmenter import Segmenter
+torch.set_num_threads(1)
+class Forgets(Fake):
+    def __call__(self, *args, **kw):
+        self.__init__()
+        return super().__call__(*args, **kw)
+print(sum(1 for _ in Segmenter(Forgets()).stream(sys.argv[1])), re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])
+"""
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the peak of memory is read from /proc')
+def test_a_long_film_needs_no_more_memory(tmp_path):
+    "Half an hour within a tenth of the peak of half a minute."
+    peaks = []
+    for seconds in (30, 1800):
+        times = np.arange(seconds) / 1.
+        images = [np.full((48, 64, 3), i % 250, np.uint8) for i in range(seconds)]
+        wave = np.random.default_rng(0).uniform(-.1, .1, (1, 8000 * seconds)).astype(np.float32)
+        path = save(tmp_path/f'{seconds}.mkv', times, images, wave, 8000, codecs=('libx264', 'pcm_s16le'), preset='ultrafast')
+        done = subprocess.run([sys.executable, '-c', LONG, str(path), str(Path(__file__).parent)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        looks, peak = map(int, done.stdout.split())
+        assert looks == seconds
+        peaks.append(peak)
+    assert peaks[1] < 1.1 * peaks[0], peaks
 
 
 def test_reads_as_it_goes(source):
