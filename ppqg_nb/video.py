@@ -209,7 +209,7 @@ def beside(path):
 
 # %% ../nbs/24_video.ipynb #24-070
 CLOCK = Fraction(1, 90000)      # seconds a tick of the files that are written
-COPIED = dict(mp4=('aac', 'mp3'), mov=('aac', 'mp3'), webm=('opus', 'vorbis'))      # sound that players know there
+COPIED = dict(mp4=('aac', 'mp3'), webm=('opus', 'vorbis'))      # sound that browsers play there as it is
 REPEATABLE = {'x264-params': 'mbtree=0'}     # with mbtree, x264 gives other bytes from one run to the next
 RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)      # of AAC, that browsers play
 
@@ -218,10 +218,10 @@ class SoundTrack:
     def __init__(self, media, out):
         self.media, self.out, self.done = media, out, -math.inf
         _, self.sound = streams(media)
+        kind = 'webm' if out.format.name == 'webm' else 'mp4'
         if self.sound is None: self.packets = iter(())
-        elif codec(self.sound) in COPIED[out.format.name]:
-            self.packets = self.copied(out.add_stream_from_template(self.sound))
-        else: self.packets = self.encoded(*self.add_track(webm=out.format.name == 'webm'))
+        elif codec(self.sound) in COPIED[kind]: self.packets = self.copied(out.add_stream_from_template(self.sound))
+        else: self.packets = self.encoded(*self.add_track(kind == 'webm'))
 
     def add_track(self, webm):
         "A new stream of sound, and what cuts the sound for it"
