@@ -99,7 +99,7 @@ class Parquet(Output):
         self.schema = self.arrow.schema(list(COLUMNS.items()))
         with self.arrow.parquet.ParquetWriter(self.path, self.schema) as self.table:
             yield
-            self.flush()
+            if self.rows: self.flush()
 
     def look(self, step):
         self.rows += rows(step)
@@ -107,8 +107,8 @@ class Parquet(Output):
 
     def flush(self):
         "Put the rows that wait into the file, as a group"
-        columns = dict(zip(COLUMNS, zip(*self.rows))) if self.rows else dict.fromkeys(COLUMNS, ())
-        self.table.write_table(self.arrow.table({k: list(v) for k, v in columns.items()}, self.schema))
+        columns = dict(zip(COLUMNS, map(list, zip(*self.rows))))
+        self.table.write_table(self.arrow.table(columns, self.schema))
         self.rows = []
 
 # %% ../nbs/25d_outputs.ipynb #25-024

@@ -34,7 +34,8 @@ slow = settings(deadline=None, max_examples=25, suppress_health_check=[HealthChe
 
 def step(time, labels, frame=None, seed=0):
     "A step of a label map; its maps agree with it, and are large where it says so."
-    maps = torch.rand(len(NAMES), *labels.shape, generator=torch.Generator().manual_seed(seed)) * .4
+    low = torch.rand(len(NAMES), 1, 1, generator=torch.Generator().manual_seed(seed)) * .4
+    maps = low.expand(-1, *labels.shape).clone()
     maps.scatter_(0, labels[None].long(), .9)
     objects = [describe(labels == k, maps[k], k, NAMES[k]) for k in range(1, len(NAMES))]
     frame = torch.zeros(3, *labels.shape, dtype=torch.uint8) if frame is None else frame
@@ -136,7 +137,7 @@ def test_alpha_is_there_and_what_was_written(source, tmp_path, suffix):
     off = read[..., 3] - 255 * torch.stack([soft(s) for s in steps]).numpy()
     assert np.abs(off).mean() < 3 and np.abs(off).max() < 64
     assert np.abs(read[..., :3] - torch.stack([s.frame for s in steps]).permute(0, 2, 3, 1).numpy().astype(float)).mean() < 6
-    assert read[4:, 12, 8:14, 3].min() > 120 and read[..., 3].max() > 200
+    assert read[4:, 12, 12:14, 3].min() > 120 and read[:, 40:, 50:, 3].max() < 100
     with av.open(str(path)) as media:
         assert np.allclose([float(p.pts * p.time_base) for p in media.demux(video=0) if p.size], [s.time for s in steps], atol=.001)
 
@@ -233,7 +234,7 @@ def test_tables_say_the_same(tmp_path, monkeypatch, group):
     wanted = [(s.time, n, o.name, o.index, *o.box) for s in steps for n, o in enumerate(s.objects)]
     assert [(r['object'], r['name'], r['index'], r['left'], r['top'], r['right'], r['bottom']) for r in table] == [w[1:] for w in wanted]
     assert np.allclose([r['time'] for r in table], [w[0] for w in wanted], atol=1e-6)
-    if group == 3: assert 2 <= pq.ParquetFile(tmp_path/'a.parquet').num_row_groups <= 4
+    assert pq.ParquetFile(tmp_path/'a.parquet').num_row_groups == {1: 3, 3: 2, 10_000: 1}[group]
 
 
 def test_tables_without_a_row(tmp_path):
