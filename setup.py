@@ -9,7 +9,8 @@ config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 regions = cfg['regions_requirements'].split()
 train = cfg['train_requirements'].split()
-dev = cfg['dev_requirements'].split() + regions + train
+tables = cfg['tables_requirements'].split()
+dev = cfg['dev_requirements'].split() + regions + train + tables
 
 setup(
     name=cfg['lib_name'],
@@ -35,7 +36,7 @@ setup(
     include_package_data=True,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': dev, 'regions': regions, 'train': train},
+    extras_require={'dev': dev, 'regions': regions, 'train': train, 'tables': tables},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
