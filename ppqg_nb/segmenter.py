@@ -152,6 +152,7 @@ def pairs(self:Segmenter, source, fps, hold, start, end, sound, view):
     for n, time, frame, look in self.looks(source, fps, start, end, view):
         if look or hold: yield n, Frame(time, upright(frame, converter)), heard(sound, time) if look else None
 
+# %% ../nbs/25_segmenter.ipynb #25-038b
 @patch
 def stream(self:Segmenter,
     source,         # a video file

@@ -46,6 +46,7 @@ def open_media(path):
     media.close()
     raise MediaError(f'{path} holds no moving picture that can be decoded; name a file with picture and sound.')
 
+# %% ../nbs/24_video.ipynb #24-008a
 def streams(media, track=0, view=0):
     """A container's stream of frames number `view`, and of sound number `track`, from 0; None where it has no sound.
 
@@ -126,6 +127,7 @@ def nothing_decoded(path):
     "The error of a file of which no frame can be decoded"
     return MediaError(f'No frame of {path} can be decoded; the file is damaged or cut off. Copy or convert it again.')
 
+# %% ../nbs/24_video.ipynb #24-044a
 def shown_frames(path, view=0):
     "Yield the time from which each frame of a video file is shown, in seconds, and its PyAV frame; raises `MediaError`"
     with open_media(path) as media:
@@ -328,14 +330,16 @@ class SoundTrack:
         track.codec_context.format = form
         return track, av.AudioResampler(form, layout, rate, frame_size=size)
 
-    def write(self, time):
-        "Put the packets into the container that begin up to `time` in seconds"
-        while self.done <= time:
-            packet = next(self.packets, None)
-            if packet is None: break
-            self.done = float(packet.dts * packet.time_base)
-            try: self.out.mux(packet)
-            except av.error.InvalidDataError: warnings.warn('A damaged packet of the sound was left out.')
+# %% ../nbs/24_video.ipynb #24-070a
+@patch
+def write(self:SoundTrack, time):
+    "Put the packets into the container that begin up to `time` in seconds"
+    while self.done <= time:
+        packet = next(self.packets, None)
+        if packet is None: break
+        self.done = float(packet.dts * packet.time_base)
+        try: self.out.mux(packet)
+        except av.error.InvalidDataError: warnings.warn('A damaged packet of the sound was left out.')
 
 # %% ../nbs/24_video.ipynb #24-071
 @patch
