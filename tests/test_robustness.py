@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_listening import Cheat, everything, listens, nothing
 
-from ppqg_nb import robustness, scenes
+from ppqg_nb import listening, robustness, scenes
 from ppqg_nb.audio import RATE
 from ppqg_nb.core import SCENE_CLASSES
 from ppqg_nb.listening import made
