@@ -248,7 +248,8 @@ def ahead(items, count=2):
                 if stop.is_set(): break
             put(end, None)
         except BaseException as e: put(end, e)
-        finally: getattr(items, 'close', int)()
+        finally:
+            if hasattr(items, 'close'): items.close()           # a generator leaves its files
     thread = Thread(target=work, daemon=True)
     thread.start()
     try:
