@@ -281,10 +281,10 @@ def codec(stream):
     return stream.codec_context.codec.canonical_name
 
 # %% ../nbs/24_video.ipynb #24-061
-def probe(path):
-    "`Media` of a video file, without decoding more than its first frame; raises `MediaError`"
+def probe(path, view=0):
+    "`Media` of a video file, without decoding more than the first frame of a track of pictures; raises `MediaError`"
     with open_media(path) as media:
-        video, sound = streams(media)
+        video, sound = streams(media, view=view)
         frame = next(decoded(media, video), None)
         if frame is None: raise nothing_decoded(path)
         width, height, aspect = frame.width, frame.height, video.sample_aspect_ratio or Fraction(1)
@@ -313,10 +313,13 @@ REPEATABLE = {'x264-params': 'mbtree=0'}     # with mbtree, x264 gives other byt
 RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)      # of AAC, that browsers play
 
 class SoundTrack:
-    "The sound of an opened file `media` on its way into the container `out`: its packets as they are, or AAC, or Opus"
-    def __init__(self, media, out):
-        self.media, self.out, self.done = media, out, -math.inf
-        _, self.sound = streams(media)
+    """The sound of an opened file `media` on its way into the container `out`: its packets as they are, or AAC, or Opus.
+
+    Of one `track`, and from `start`, which becomes 0, to `end`, in seconds; of packets those that begin there.
+    """
+    def __init__(self, media, out, start=0., end=math.inf, track=0):
+        self.media, self.out, self.start, self.end, self.done = media, out, start, end, -math.inf
+        _, self.sound = streams(media, track)
         kind = 'webm' if out.format.name == 'webm' else 'mp4'
         if self.sound is None: self.packets = iter(())
         elif codec(self.sound) in COPIED[kind]: self.packets = self.copied(out.add_stream_from_template(self.sound))
@@ -350,7 +353,10 @@ def copied(self:SoundTrack, track):
     for packet in self.media.demux(self.sound):
         if packet.dts is None or packet.dts <= last: continue       # the end, or a clock that runs backwards
         last = packet.dts
-        packet.pts = packet.dts = packet.dts - round(origin(self.media) / packet.time_base)
+        packet.pts = packet.dts = packet.dts - round((origin(self.media) + self.start) / packet.time_base)
+        time = self.start + packet.dts * packet.time_base
+        if time >= self.end: return
+        if time < self.start and self.start: continue               # without a start, AAC begins before 0
         packet.stream = track
         yield packet
 
@@ -358,10 +364,13 @@ def copied(self:SoundTrack, track):
 def encoded(self:SoundTrack, track, resampler):
     "The sound decoded, without its gaps, and encoded again"
     n, rate, layout = 0, self.sound.rate, self.sound.layout.name
+    start, end = round(self.start * rate), math.ceil(min(self.end, 2**40) * rate)
     for x in sound_blocks(self.media, self.sound):
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(x), 'fltp', layout)
-        frame.rate, frame.pts, frame.time_base = rate, n, Fraction(1, rate)
+        piece, late = x[:, max(0, start - n):max(0, end - n)], max(0, n - start)
         n += x.shape[1]
+        if not piece.size: continue
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece), 'fltp', layout)
+        frame.rate, frame.pts, frame.time_base = rate, late, Fraction(1, rate)
         for block in resampler.resample(frame): yield from track.encode(block)
     for block in resampler.resample(None): yield from track.encode(block)
     yield from track.encode(None)
@@ -377,12 +386,14 @@ class VideoWriter:
 
     H.264 or VP9, 4:2:0, index in front. A side of an odd number of pixels grows by one. Use as a context manager: the
     file is complete after the block, and no video if the block raised (see `beside`). Raises `MediaError` where `source`
-    is none.
+    is none. Of a part of the file, from `start` to `end` in seconds, and of one `track` of its sounds and `view` of its
+    pictures; times are always those of the file, and a part begins with its first frame.
     """
     coding = dict(mp4=('libx264', 'yuv420p', H264), webm=('libvpx-vp9', 'yuv420p', VP9))
 
-    def __init__(self, path, source):
-        self.media, self.waiting, self.lengths, self.converter = probe(source), None, {}, VideoReformatter()
+    def __init__(self, path, source, start=0., end=math.inf, track=0, view=0):
+        self.media, self.waiting, self.lengths, self.converter = probe(source, view), None, {}, VideoReformatter()
+        self.start, self.end = start, end
         kind = Path(path).suffix.lower()[1:]
         if kind not in self.coding: kind = next(iter(self.coding))
         with ExitStack() as files:
@@ -390,7 +401,7 @@ class VideoWriter:
             self.out = files.enter_context(av.open(str(Path(path).absolute()), 'w', format=kind,
                                                    options=WEBM if kind == 'webm' else MP4))
             self.video = self.add_pictures(*self.coding[kind])
-            self.sound = SoundTrack(sound, self.out)
+            self.sound = SoundTrack(sound, self.out, start, end, track)
             self.files = files.pop_all()        # opened well; closed in __exit__
 
 # %% ../nbs/24_video.ipynb #24-077a
@@ -413,6 +424,7 @@ def write(self:VideoWriter, time, image):
     if self.waiting is not None:
         if time <= self.waiting[0]: raise ValueError(f'A frame at {time} s cannot follow one at {self.waiting[0]} s; write them in order.')
         self.encode(*self.waiting, until=time)
+    elif self.start: self.start = self.sound.start = time
     self.waiting = time, image
 
 @patch
@@ -423,9 +435,9 @@ def encode(self:VideoWriter, time, image, until):
     frame = av.VideoFrame.from_ndarray(image.permute(1, 2, 0).contiguous().numpy(), 'rgb24' if len(image) == 3 else 'rgba')
     frame = self.converter.reformat(frame, self.video.width, self.video.height, self.video.pix_fmt, interpolation=EXACT,
                                     src_colorspace=6, dst_colorspace=self.matrix, src_color_range=FULL, dst_color_range=LIMITED)
-    frame.pts, frame.time_base = round(time / CLOCK), CLOCK
-    self.lengths[frame.pts] = round(until / CLOCK) - frame.pts
-    self.sound.write(time)
+    frame.pts, frame.time_base = round((time - self.start) / CLOCK), CLOCK
+    self.lengths[frame.pts] = round((until - self.start) / CLOCK) - frame.pts
+    self.sound.write(time - self.start)
     self.mux(self.video.encode(frame))
 
 # %% ../nbs/24_video.ipynb #24-080
@@ -441,7 +453,7 @@ def finish(self:VideoWriter):
     "Put in what is still held back: the last frame, the encoder's rest, and the sound's"
     if self.waiting is not None:
         time, image = self.waiting
-        self.encode(time, image, until=max(self.media.duration, time + 1 / self.media.fps))
+        self.encode(time, image, until=max(min(self.media.duration, self.end), time + 1 / self.media.fps))
     self.mux(self.video.encode(None))
     self.sound.write(math.inf)
 
