@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'PENDING', 'WAITING', 'heard', 'Object', 'describe', 'contenders', 'read_maps', 'Step', 'Segmenter',
-           'check_settings', 'font', 'ink', 'edges', 'place', 'regions', 'write_names', 'write_note', 'overlay',
-           'save_labels', 'folder_beside', 'segment_file']
+           'following', 'check_settings', 'font', 'ink', 'edges', 'place', 'regions', 'write_names', 'write_note',
+           'overlay', 'save_labels', 'folder_beside', 'segment_file']
 
 # %% ../nbs/25_segmenter.ipynb #25-002
 import math, os, re, shutil
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from .audio import RATE, SPAN, cut_patches
 from .core import check_shape, class_colors
 from .masks import label_map, upsample
+from .sources import Live, as_file
 from .video import (Frame, MediaError, Sound, VideoReformatter, VideoWriter, ahead, beside, lies, probe, shown_frames,
                            upright)
 
@@ -167,6 +168,10 @@ def fitting(self:Segmenter):
 # %% ../nbs/25_segmenter.ipynb #25-038
 ROUNDING = .001     # seconds; times in many files are whole milliseconds, and a third of a second is not
 
+def following(time, fps):
+    "When the look after one at `time` is due, in seconds, with `fps` looks a second; None: at once"
+    return (math.floor((time + ROUNDING) * fps) + 1) / fps if fps else time
+
 @patch
 def looks(self:Segmenter, source, fps, hold, start, end, view):
     """What there is to do with the frames of a file: yields number, time, PyAV frame, and whether the model looks at it.
@@ -179,7 +184,7 @@ def looks(self:Segmenter, source, fps, hold, start, end, view):
         if time >= end and not between: return
         new = frame.width, frame.height, lies(frame)                         # a broadcast may change its size
         look = time > due - ROUNDING or new != size
-        if look and fps: due = (math.floor((time + ROUNDING) * fps) + 1) / fps
+        if look: due = following(time, fps)
         size = new
         if time < start:
             if look: before = n, time, frame, True
@@ -197,11 +202,21 @@ def pairs(self:Segmenter, source, fps, hold, start, end, sound, view):
     for n, time, frame, look in self.looks(source, fps, hold, start, end, view):
         if look or hold: yield f'{n:06}', Frame(time, upright(frame, converter)), heard(sound, time) if look else None
 
+@patch
+def live_pairs(self:Segmenter, live, fps, hold, silent):
+    "As `pairs`, of a `Live`: a look hears the sound up to its frame"
+    due = -math.inf
+    for n, frame, sound in live:
+        look = frame.time > due - ROUNDING
+        if look: due = following(frame.time, fps)
+        mel = cut_patches(sound.double() * (not silent), torch.tensor([0])) if look else None
+        if look or hold: yield f'{n:06}', frame, mel
+
 PENDING = 2**28     # bytes of frames that may wait for a batch to fill
 
 @patch
-def filled(self:Segmenter, pairs, hold):
-    "The steps of `pairs`: of the looks in batches, and of the frames between them as `hold` says"
+def filled(self:Segmenter, pairs, hold, live):
+    "The steps of `pairs`: of the looks in batches, of one if `live`, and of the frames between them as `hold` says"
     last, waiting, looks = None, [], 0
     def flush():
         nonlocal last
@@ -215,7 +230,7 @@ def filled(self:Segmenter, pairs, hold):
     for pair in pairs:
         waiting.append(pair)
         looks += pair[2] is not None
-        full = looks >= self.batch or sum(frame.image.nbytes for _, frame, _ in waiting) > PENDING
+        full = live or looks >= self.batch or sum(frame.image.nbytes for _, frame, _ in waiting) > PENDING
         if pair[2] is not None and full or hold == 'last' and (full or not looks):
             yield from flush()
             waiting, looks = [], 0
@@ -239,28 +254,34 @@ def check_settings(source, fps, hold, start, end, view):
 # %% ../nbs/25_segmenter.ipynb #25-038b
 @patch
 def stream(self:Segmenter,
-    source,         # a video file
+    source,         # a video file, an open binary file, '-' for the standard input, an `Address`, or a `Live`
     fps=None,       # looks a second; None: every frame
     silent=False,   # let the model hear silence, whatever the file sounds like
     hold=None,      # None: only looks; 'last': the frames in between too, with the last look's masks; 'linear': faded over
     start=0.,       # seconds: from the first frame that is shown then or later
     end=math.inf,   # seconds: to the last frame that is shown before
-    track=0,        # which track of sound, where there are several
-    view=0,         # which track of pictures
+    track=0,        # of a file: which track of sound, where there are several
+    view=0,         # of a file: which track of pictures
 ):
-    """Yield a `Step` for the frames of a video file, in order, reading as it goes.
+    """Yield a `Step` for the frames of a video, in order, reading as it goes.
 
-    The model hears the 0.975 s around each frame (`heard`). A maker of region maps is asked at each look, for the number
-    of the frame in the file: 000000, 000001 … Raises `MediaError` for a file that cannot be read or has no sound, a
-    `ValueError` for settings that make no sense, and what a maker raises.
+    The model hears the 0.975 s around each frame (`heard`), or, of a `Live`, before it. A maker of region maps is asked at
+    each look, for the number of the frame: 000000, 000001 … Raises `MediaError` for a file that cannot be read or has no
+    sound, a `ValueError` for settings that make no sense, and what a maker raises.
     """
-    check_settings(source, fps, hold, start, end, view)
-    empty = True
-    with nullcontext(torch.zeros(0)) if silent else Sound(source, track) as sound:
-        pairs = self.pairs(source, fps, hold, start, end, sound, view)
-        for step in self.filled(ahead(pairs, max(2, self.batch)), hold):
+    empty, live = True, isinstance(source, Live)
+    with ExitStack() as stack:
+        if live: pairs = stack.enter_context(closing(self.live_pairs(source, fps, hold, silent)))
+        else:
+            path = stack.enter_context(as_file(source))
+            check_settings(path, fps, hold, start, end, view)
+            sound = stack.enter_context(nullcontext(torch.zeros(0)) if silent else Sound(path, track))
+            pairs = self.pairs(path, fps, hold, start, end, sound, view)
+            pairs = stack.enter_context(closing(ahead(pairs, max(2, self.batch))))
+        for step in self.filled(pairs, hold, live):
             empty = False
-            if start <= step.time < end: yield step
+            if step.time >= end: break
+            if step.time >= start: yield step
     if empty: raise MediaError(f'{source} shows no frame from {start:g} s to {end:g} s; it is shorter.')
 
 # %% ../nbs/25_segmenter.ipynb #25-050
