@@ -7,8 +7,8 @@ __all__ = ['screen', 'errors', 'app', 'Debug', 'Quiet', 'Json', 'RANDOM', 'LARGE
            'Device', 'Size', 'RESULTS', 'FILM', 'Source', 'Out', 'Masks', 'Soft', 'CutOut', 'AsLines', 'Overwrite',
            'Fps', 'Hold', 'Start', 'End', 'Track', 'View', 'Silent', 'Network', 'Verbose', 'printable', 'sentence',
            'sentences', 'flag', 'hush', 'print_version', 'ppqg', 'load', 'devices', 'pick_device', 'wanted',
-           'check_free', 'bar', 'make_segmenter', 'run', 'tell', 'option', 'seconds', 'segment', 'heard_from_ffmpeg',
-           'demo', 'parameters', 'versions', 'info', 'main']
+           'check_free', 'bar', 'make_segmenter', 'run', 'option', 'seconds', 'segment', 'heard_from_ffmpeg', 'demo',
+           'parameters', 'versions', 'info', 'main']
 
 # %% ../nbs/27_cli.ipynb #27-002
 import json, os, platform, shutil, signal, sys, time, warnings
@@ -161,7 +161,7 @@ def bar(
     "A progress bar on a terminal; gives a function to call with how much is done, and the total once it is known"
     columns = (TextColumn('{task.description}', markup=False), BarColumn(), TaskProgressColumn(),
                TimeRemainingColumn(elapsed_when_finished=True))
-    progress = Progress(*columns, console=screen, disable=not screen.is_terminal)
+    progress = Progress(*columns, console=screen, disable=not screen.file.isatty())
     task = progress.add_task(printable(name), total=total)
     def seen(done, total=total):
         progress.start()                # at the first call: what goes wrong before is said without a bar
@@ -187,9 +187,9 @@ def make_segmenter(preset=None, weights=None, device='auto', size=None, regions=
     return Segmenter(model, size, device, maker), fps, note
 
 def run(source, name, outputs, model, silent=False, verbose=False, start=0., end=float('inf'), view=0, **stream):
-    """Segment one film into `Outputs` under a progress bar, and say where they are; `model`: for `make_segmenter`.
+    """Segment one film into `Outputs` under a progress bar; gives what is to be said of the overlay.
 
-    The rest as in `segment`. Where results go to standard output, nothing else does.
+    model: a dict, for `make_segmenter`; the rest as in `segment`.
     """
     from ppqg_nb.video import MediaError, probe
     media, began = probe(source, view), time.perf_counter()
@@ -202,16 +202,10 @@ def run(source, name, outputs, model, silent=False, verbose=False, start=0., end
         frames = segment_into(outputs, segmenter, source, fps, silent, note=note, seen=lambda step: seen(step.time - start),
                               start=start, end=end, view=view, **stream)
         seen(length)
-    tell(outputs, f'{frames} frames of {media.width} × {media.height}, {length:.1f} s, '
-                  f'{"with its" if media.rate else "without"} sound')
     if verbose: screen.print(f'{segmenter.device}, {segmenter.size[0]} pixels, batches of {segmenter.batch}, '
                              f'{f"{fps:g} looks a second" if fps else "every frame"}: {time.perf_counter() - began:.1f} s')
-
-def tell(outputs, film):
-    "Say what was written; `film`: of the overlay"
-    for kind, path in outputs.items():
-        if not isinstance(path, Path) or screen.quiet: continue
-        print(f'{path}: {film if kind == "overlay" else MADE[kind]}', file=sys.stderr if 'lines' in outputs else sys.stdout)
+    sound = 'with its' if media.rate else 'without'
+    return f'{frames} frames of {media.width} × {media.height}, {length:.1f} s, {sound} sound'
 
 # %% ../nbs/27_cli.ipynb #27-032
 def option(text, *names, metavar, **kw):
@@ -288,10 +282,13 @@ def segment(
         if piped: outputs['overlay'] = Path(piped)/'overlay.mp4'
         path = stack.enter_context(as_file(Address(source) if network and '://' in source else source))
         check_settings(path, fps, hold, start, end, view)
-        run(path, source, outputs, dict(preset=preset, weights=weights, device=device, size=size, regions=regions, fps=fps),
-            silent, verbose, start, end, view, track=track, hold=hold)
+        model = dict(preset=preset, weights=weights, device=device, size=size, regions=regions, fps=fps)
+        said = run(path, source, outputs, model, silent, verbose, start, end, view, track=track, hold=hold)
         if piped:
-            with open(outputs['overlay'], 'rb') as film: shutil.copyfileobj(film, sys.stdout.buffer)
+            with open(outputs.pop('overlay'), 'rb') as film: shutil.copyfileobj(film, sys.stdout.buffer)
+        for kind, made in outputs.items():
+            if kind == 'lines' or quiet: continue
+            print(f'{made}: {said if kind == "overlay" else MADE[kind]}', file=sys.stderr if lines or piped else sys.stdout)
 
 def heard_from_ffmpeg():
     "Let FFmpeg print its warnings on the screen"
