@@ -23,6 +23,7 @@ from ppqg_nb.masks import label_map, upsample
 from ppqg_nb.regions import ClassicRegions, FolderRegions, make_regions, region_map
 from ppqg_nb.segmenter import (Object, Segmenter, Step, contenders, folder_beside, font, heard, ink, overlay, place,
                                read_maps, regions, save_labels, segment_file)
+from ppqg_nb.sources import Live
 from ppqg_nb.vct import VCT
 from ppqg_nb.video import MediaError, probe, read_frames, read_sound
 
@@ -282,6 +283,53 @@ def test_reads_as_it_goes(source):
     stream = Segmenter(model).stream(source)
     next(stream), next(stream)
     assert len(model.frames) == 2
+
+
+@pytest.mark.parametrize('fps, hold', [(None, None), (5, None), (5, 'last'), (2, 'linear')])
+def test_live_frames_hear_what_was_before_them(fps, hold):
+    "Looks on the grid; each hears the 0.975 s that end at its frame, whatever the batch of the segmenter."
+    times, model = [n / 10 for n in range(20)], Fake()
+    sound = .3 * torch.randn(3 * RATE)
+    with Live(RATE) as live:
+        def push():
+            live.sound(sound)
+            live.sound(None)
+            for n, t in enumerate(times): live.frame(t, torch.full((3, 48, 64), 10 * n, dtype=torch.uint8))
+            live.close()
+        thread = threading.Thread(target=push)
+        thread.start()
+        steps = list(Segmenter(model, batch=8).stream(live, fps, hold=hold))
+        thread.join()
+    looks = times[::round(10 / fps)] if fps else times
+    assert [s.time for s in steps] == (times if hold else looks) and [len(f) for f in model.frames] == [1] * len(looks)
+    assert [s.frame[0, 0, 0].item() for s in steps] == [round(100 * s.time) for s in steps]
+    for t, mel in zip(looks, model.patches): assert torch.equal(mel, patches_at(sound, RATE, [t - SPAN / RATE / 2]))
+
+
+def test_live_input_can_be_left_and_ends_in_time():
+    with Live(None, keep='newest') as live:
+        for n in range(3): live.frame(n, torch.zeros(3, 48, 64, dtype=torch.uint8))
+        step = next(Segmenter(Fake()).stream(live))
+        assert step.time == 2 and not step.objects
+    with Live() as live:
+        for n in range(5): live.frame(n, torch.zeros(3, 48, 64, dtype=torch.uint8))
+        assert [s.time for s in Segmenter(Fake()).stream(live, start=1, end=3)] == [1, 2]
+
+
+def test_open_files_and_pipes(source, tmp_path, monkeypatch):
+    whole = [s.maps for s in Segmenter(Fake()).stream(source)]
+    monkeypatch.setenv('TMPDIR', str(tmp_path/'private'))
+    monkeypatch.setattr('tempfile.tempdir', None)
+    (tmp_path/'private').mkdir()
+    with open(source, 'rb') as file:
+        for a, b in zip(Segmenter(Fake()).stream(file), whole, strict=True): assert torch.equal(a.maps, b)
+    with open(source, 'rb') as file:
+        stream = Segmenter(Fake()).stream(file)
+        next(stream)
+        (copy,) = (tmp_path/'private').iterdir()
+        assert copy.stat().st_mode & 0o777 == 0o600
+        stream.close()
+    assert not list((tmp_path/'private').iterdir())
 
 
 def test_silent(source, tmp_path):
