@@ -858,4 +858,5 @@ d = { 'settings': { 'branch': 'main',
                                   'ppqg_nb.workshop.scenes': ('workshop.html#scenes', 'ppqg_nb/workshop.py'),
                                   'ppqg_nb.workshop.score_all': ('workshop.html#score_all', 'ppqg_nb/workshop.py'),
                                   'ppqg_nb.workshop.train': ('workshop.html#train', 'ppqg_nb/workshop.py'),
-                                  'ppqg_nb.workshop.write': ('workshop.html#write', 'ppqg_nb/workshop.py')}}}
+                                  'ppqg_nb.workshop.write': ('workshop.html#write', 'ppqg_nb/workshop.py'),
+                                  'ppqg_nb.workshop.write_file': ('workshop.html#write_file', 'ppqg_nb/workshop.py')}}}

@@ -102,8 +102,7 @@ def onnx_packages():
 def write_onnx(program, told, path):
     "An `ExportedProgram` and its card as ONNX, opset 18, weights inside"
     given = INPUTS[:len(told['inputs'])]
-    made = torch.onnx.export(program, dynamo=True, opset_version=18, input_names=given, output_names=['maps'],
-                             optimize=False, verbose=False)        # the runtime optimizes, too
+    made = torch.onnx.export(program, dynamo=True, opset_version=18, input_names=given, output_names=['maps'], verbose=False)
     made.model.metadata_props['ppqg_nb'] = json.dumps(told, ensure_ascii=False)
     made.save(path, external_data=False)
 
@@ -152,7 +151,7 @@ LIMIT = 1e-4
 
 def trials(config, size=None):
     "Three sizes `(T, H, W)` to compare at"
-    s, half = config.image_size, max(LEAST, config.image_size // 64 * 32)
+    s, half = max(LEAST, config.image_size), max(LEAST, config.image_size // 64 * 32)
     return [(T, size, size) for T in (1, 2, 3)] if size else [(1, s, s), (2, half, s + 32), (3, s + 64, half)]
 
 def compare(model, path, size=None):
@@ -167,7 +166,7 @@ def compare(model, path, size=None):
 # %% ../nbs/25f_export.ipynb #25f-032
 def speed(model, path, size=None, times=5):
     "Seconds for a frame of `size` (default: as trained), in torch and from the file: medians of runs by turns"
-    size = size or model.config.image_size
+    size = size or max(LEAST, model.config.image_size)
     given = trial(model.config, 1, size, size)
     arrays, maps, run = [v.numpy() for v in given], Maps(model), opened(path)
     def clock(f, given):
