@@ -343,7 +343,7 @@ def with_ray(tasks, worker, jobs, **needs):
     for row in rows.map(RayWorker, fn_constructor_args=[worker], compute=pool, **needs).iter_rows():
         if row['n'] in left: yield left.pop(row['n']), json.loads(row['answer'])
 
-# %% ../nbs/25e_folders.ipynb #25e-042
+# %% ../nbs/25e_folders.ipynb #25e-043
 @dataclass
 class Summary:
     "How a run ended: the names of the films that were done or skipped, and of those that failed, with a sentence"
@@ -367,7 +367,7 @@ class Summary:
         head = f'{len(self.done)} done, {len(self.skipped)} skipped, {len(self.failed)} failed'
         return '\n'.join([head, *(f'{printable(name)}: {why}' for name, why in self.failed.items())])
 
-# %% ../nbs/25e_folders.ipynb #25e-043
+# %% ../nbs/25e_folders.ipynb #25e-044
 def check_kinds(kinds):
     "Raise a `ValueError`, one sentence, if there is no such kind of output, or it does not have that suffix"
     check_outputs({kind: Path(tempfile.gettempdir(), f'.{kind}{suffix}') for kind, suffix in kinds.items()}, '')
@@ -381,7 +381,7 @@ def tasks_of(films, manifest, kinds, recipe):
         except ValueError as e: task['error'] = str(e)
         yield task
 
-# %% ../nbs/25e_folders.ipynb #25e-044
+# %% ../nbs/25e_folders.ipynb #25e-045
 def segment_all(
     names,                      # what to segment, see `find_media`
     out,                        # the folder of results, made if it is not there
@@ -411,7 +411,7 @@ def segment_all(
         manifest.write(recipe=fingerprint_of(recipe), means=recipe)
         return finished(films, manifest, worker, fingerprint_of(recipe), jobs, run, seen)
 
-# %% ../nbs/25e_folders.ipynb #25e-045
+# %% ../nbs/25e_folders.ipynb #25e-046
 def settled(name, answer, manifest, kinds, recipe, summary):
     "Place the outputs that an answer speaks of, and take it into the `Summary`; gives the line for the manifest"
     if 'skipped' in answer:

@@ -2,6 +2,7 @@
 import csv
 import functools
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -146,7 +147,7 @@ def test_killed_at_random_it_gives_what_an_unbroken_run_gives(films, whole, tmp_
     start = time.perf_counter()
     run([films], tmp_path/'other')
     long = time.perf_counter() - start
-    for most in [long / 3] * 8 + [long] * 20 + [300]:
+    for most in [long / 12] * 8 + [long] * 20 + [300]:
         pid = os.fork()
         if not pid:
             try: os._exit(run([films], out, resume=True).code)
@@ -159,7 +160,7 @@ def test_killed_at_random_it_gives_what_an_unbroken_run_gives(films, whole, tmp_
         deaths += 1
         for name, data in tree(out).items():        # all that has a name is whole
             if not any(part[0] == '.' for part in Path(name).parts): assert data == whole[name], name
-    assert deaths >= 5 and ended[1] == 256          # exit code 1: five are bad
+    assert deaths >= 3 and ended[1] == 256          # exit code 1: five are bad
     assert tree(out) == whole and len(run([films], out, resume=True).skipped) == len(HARD)
 
 
@@ -191,10 +192,12 @@ def test_killed_before_a_line_or_rename(films, whole, tmp_path, monkeypatch, poi
     assert tree(out) == whole
 
 
-def test_interrupted_nothing_half_is_left(films, whole, tmp_path):
+@pytest.mark.parametrize('jobs', (1, 2))
+def test_interrupted_nothing_half_is_left(films, whole, tmp_path, jobs):
     def impatient(line, n, total):
         if n == 4: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): run([films], out := tmp_path/'out', seen=impatient)
+    with pytest.raises(KeyboardInterrupt): run([films], out := tmp_path/'out', seen=impatient, jobs=jobs)
+    assert not multiprocessing.active_children()
     assert 0 < len(tree(out)) < len(whole) and tree(out).items() <= whole.items()
     run([films], out, resume=True)
     assert tree(out) == whole
@@ -271,11 +274,12 @@ def marked(pids):
     return small()
 
 
-def test_ray_with_a_worker_that_is_killed(films, whole, tmp_path):
+def test_ray_with_a_worker_that_is_killed(films, whole, tmp_path, monkeypatch):
     "A local cluster of two workers, one of them killed when the first film is done: nothing is lost, nothing there twice."
     ray = pytest.importorskip('ray', reason="needs ray: pip install 'ppqg_nb[ray]'")
     pytest.importorskip('ray.data')
     (pids := tmp_path/'pids').mkdir()
+    monkeypatch.setenv('RAY_raylet_start_wait_time_s', '120')
     killed = []
     def seen(line, n, total):
         if line['state'] != 'done' or killed: return
