@@ -274,12 +274,11 @@ def marked(pids):
     return small()
 
 
-def test_ray_with_a_worker_that_is_killed(films, whole, tmp_path, monkeypatch):
+def test_ray_with_a_worker_that_is_killed(films, whole, tmp_path):
     "A local cluster of two workers, one of them killed when the first film is done: nothing is lost, nothing there twice."
     ray = pytest.importorskip('ray', reason="needs ray: pip install 'ppqg_nb[ray]'")
     pytest.importorskip('ray.data')
     (pids := tmp_path/'pids').mkdir()
-    monkeypatch.setenv('RAY_raylet_start_wait_time_s', '120')
     killed = []
     def seen(line, n, total):
         if line['state'] != 'done' or killed: return
