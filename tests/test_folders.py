@@ -286,7 +286,10 @@ def test_ray_with_a_worker_that_is_killed(films, whole, tmp_path):
         os.kill(pid := there.pop(), signal.SIGKILL)
         killed.append(pid)
     where = dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), OMP_NUM_THREADS='1')
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars=where))
+    try: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars=where))
+    except Exception as e:
+        if 'timed out during startup' not in str(e): raise
+        pytest.skip('Ray gives itself 30 s to start, and this machine is busy')
     try: summary = run([films], tmp_path/'out', make=functools.partial(marked, pids), jobs=2, run=with_ray, seen=seen)
     finally: ray.shutdown()
     assert len(killed) == 1 and tree(tmp_path/'out') == whole
