@@ -7,11 +7,8 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-regions = cfg['regions_requirements'].split()
-train = cfg['train_requirements'].split()
-tables = cfg['tables_requirements'].split()
-export = cfg['export_requirements'].split()
-dev = cfg['dev_requirements'].split() + regions + train + tables + export
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('regions', 'train', 'tables', 'export', 'ray')}
+dev = cfg['dev_requirements'].split() + sum((extras[name] for name in extras if name != 'ray'), [])
 
 setup(
     name=cfg['lib_name'],
@@ -37,7 +34,7 @@ setup(
     include_package_data=True,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': dev, 'regions': regions, 'train': train, 'tables': tables, 'export': export},
+    extras_require={'dev': dev, **extras},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

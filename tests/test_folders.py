@@ -2,6 +2,7 @@
 import csv
 import functools
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -10,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from clips import noise, save
 from ppqg_nb import folders
 from ppqg_nb.folders import (FolderManifest, find_media, in_shard, load_segmenter, output_name, read_lines,
                              segment_all, with_ray)
@@ -144,7 +147,7 @@ def test_killed_at_random_it_gives_what_an_unbroken_run_gives(films, whole, tmp_
     start = time.perf_counter()
     run([films], tmp_path/'other')
     long = time.perf_counter() - start
-    for most in [long / 3] * 8 + [long] * 20 + [300]:
+    for most in [long / 12] * 8 + [long] * 20 + [300]:
         pid = os.fork()
         if not pid:
             try: os._exit(run([films], out, resume=True).code)
@@ -157,7 +160,7 @@ def test_killed_at_random_it_gives_what_an_unbroken_run_gives(films, whole, tmp_
         deaths += 1
         for name, data in tree(out).items():        # all that has a name is whole
             if not any(part[0] == '.' for part in Path(name).parts): assert data == whole[name], name
-    assert deaths >= 5 and ended[1] == 256          # exit code 1: five are bad
+    assert deaths >= 3 and ended[1] == 256          # exit code 1: five are bad
     assert tree(out) == whole and len(run([films], out, resume=True).skipped) == len(HARD)
 
 
@@ -189,10 +192,12 @@ def test_killed_before_a_line_or_rename(films, whole, tmp_path, monkeypatch, poi
     assert tree(out) == whole
 
 
-def test_interrupted_nothing_half_is_left(films, whole, tmp_path):
+@pytest.mark.parametrize('jobs', (1, 2))
+def test_interrupted_nothing_half_is_left(films, whole, tmp_path, jobs):
     def impatient(line, n, total):
         if n == 4: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): run([films], out := tmp_path/'out', seen=impatient)
+    with pytest.raises(KeyboardInterrupt): run([films], out := tmp_path/'out', seen=impatient, jobs=jobs)
+    assert not multiprocessing.active_children()
     assert 0 < len(tree(out)) < len(whole) and tree(out).items() <= whole.items()
     run([films], out, resume=True)
     assert tree(out) == whole
@@ -217,11 +222,14 @@ def test_a_share_is_of_the_name_and_all_of_them_are_everything():
     assert min(counts) > 45 and [in_shard('a.mp4', i, 3) for i in (1, 2, 3)] == [False, True, False]
 
 
-def test_processes_give_the_same_bytes_and_one_that_dies_costs_its_film(films, whole, tmp_path):
-    import numpy as np
-    from clips import noise, save
+def add_fatal(films):
+    "A white film; see `Small`."
     white = np.full((48, 64, 3), 255, np.uint8)
     save(films/'fatal.mp4', [0, .1], [white, white], noise()[:, :44100])
+
+
+def test_processes_give_the_same_bytes_and_one_that_dies_costs_its_film(films, whole, tmp_path):
+    add_fatal(films)
     out = tmp_path/'out'
     summary = run([films], out, make=functools.partial(small, fatal=True), jobs=2)
     assert set(summary.failed) == BAD | {'fatal.mp4'} and sorted(summary.done) == sorted(HARD)
@@ -260,6 +268,50 @@ def until(true, seconds=120):
         time.sleep(.05)
 
 
+def marked(pids):
+    "As `small`, with a mark of the process that made it."
+    Path(pids, str(os.getpid())).touch()
+    return small()
+
+
+def test_ray_with_a_worker_that_is_killed(films, whole, tmp_path):
+    "A local cluster of two workers, one of them killed when the first film is done: nothing is lost, nothing there twice."
+    ray = pytest.importorskip('ray', reason="needs ray: pip install 'ppqg_nb[ray]'")
+    pytest.importorskip('ray.data')
+    (pids := tmp_path/'pids').mkdir()
+    killed = []
+    def seen(line, n, total):
+        if line['state'] != 'done' or killed: return
+        there = {int(p.name) for p in pids.iterdir()} - {os.getpid()}
+        os.kill(pid := there.pop(), signal.SIGKILL)
+        killed.append(pid)
+    where = dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), OMP_NUM_THREADS='1')
+    try: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars=where))
+    except Exception as e:
+        if 'timed out during startup' not in str(e): raise
+        pytest.skip('Ray gives itself 30 s to start, and this machine is busy')
+    try: summary = run([films], tmp_path/'out', make=functools.partial(marked, pids), jobs=2, run=with_ray, seen=seen)
+    finally: ray.shutdown()
+    assert len(killed) == 1 and tree(tmp_path/'out') == whole
+    assert sorted(summary.done) == sorted(HARD) and set(summary.failed) == BAD
+    told = [line['film'] for line in lines(tmp_path/'out') if line.get('state') in ('done', 'failed')]
+    assert sorted(told) == sorted((*HARD, *BAD))
+
+
+def test_ray_does_not_try_a_film_for_ever(films, tmp_path):
+    "A row comes again as long as its process dies; to begin with it twice is enough."
+    row = dict(n=3, task=json.dumps(dict(path=str(films/'plain.mp4'), known=None)))
+    for tries in range(3):
+        answer = json.loads(folders.RayWorker(folders.Worker(small, KINDS, {}, str(tmp_path)))(row)['answer'])
+        assert ('died (twice)' in answer.get('error', '')) == (tries == 2)
+
+
+def test_without_ray_it_is_said_how_to_get_it(films, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    with pytest.raises(ValueError, match=r"pip install 'ppqg_nb\[ray\]'"): run([films], tmp_path/'out', run=with_ray)
+    assert tree(tmp_path/'out') == {}
+
+
 def test_without_resume_a_folder_with_results_is_left_alone(films, tmp_path):
     (films/'x.mp4').touch()
     run([films/'plain.mp4'], out := tmp_path/'out')
@@ -295,8 +347,12 @@ def test_damaged_manifest(films, tmp_path):
     run([films/'plain.mp4'], out := tmp_path/'out')
     with open(out/'manifest.jsonl', 'ab') as f: f.write(b'\0\0\0{"no end')
     assert run([films/'plain.mp4'], out, resume=True).skipped == ['plain.mp4']
-    (out/'manifest.jsonl').write_bytes(b'{"film": \n' + (out/'manifest.jsonl').read_bytes())
-    with pytest.raises(ValueError, match='damaged in line 1'): run([films/'plain.mp4'], out, resume=True)
+    first, placing, done, *rest = (out/'manifest.jsonl').read_bytes().splitlines(keepends=True)
+    assert b'placing' in placing and b'done' in done and all(json.loads(line) for line in rest)
+    (out/'manifest.jsonl').write_bytes(b'{"film": \n' + first + placing)          # killed before it was done
+    assert run([films/'plain.mp4'], out, resume=True).done == ['plain.mp4']
+    (out/'manifest.jsonl').write_bytes(first)
+    assert 'was not made by this command' in run([films/'plain.mp4'], out, resume=True).failed['plain.mp4']
 
 
 def names(*given, out='/nowhere/out'): return [film.name for film in find_media(given, out)]
