@@ -135,6 +135,7 @@ def sound(self:Live, samples, time=None):
     come. Push the sound of a moment before its frame, or from another thread. Raises a `ValueError` for what is no sound.
     """
     if self.rate is None: raise ValueError('This Live has no sound; say at which rate it comes, e.g. Live(rate=48000).')
+    if not (time is None or math.isfinite(time)): raise ValueError(f'time is {time}; it must be seconds, or None.')
     x = None if samples is None else to_mono(samples).float()
     with self.change:
         if self.keep == 'all': self.change.wait_for(lambda: self.closed or self.end() < (self.ahead() + HELD) * self.rate)
@@ -157,7 +158,7 @@ def ending(self:Live, time):
     out, last, margin = RATE * step // self.rate, round(time * RATE), -(-self.reach() // step)
     begin, end = (last - SPAN) // out - margin, -(-last // out) + margin
     x = samples_between(self.held, begin * step - self.first, end * step - self.first)
-    return resample(x, self.rate)[last - SPAN - begin * out:][:SPAN]
+    return resample(x, self.rate)[last - SPAN - begin * out:][:SPAN].float()
 
 # %% ../nbs/24a_sources.ipynb #24a-028
 @patch
