@@ -154,7 +154,7 @@ def run_one(out, variant, seed, changes=None, clips=TEST_CLIPS, progress=lambda 
     """
     r, folder, threads = recipe(variant, seed, changes), Path(out) / f'{variant}-{seed}', torch.get_num_threads()
     if not (folder / 'run.json').exists():              # killed before it began, with half of that file
-        for part in folder.glob('.run.*.part.json'): part.unlink()
+        for part in folder.glob('.run.*.part'): rmtree(part)
     torch.set_num_threads(1)
     try:
         run = train(r, folder, True, lambda step, steps, values: progress(step, steps), say)

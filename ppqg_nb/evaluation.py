@@ -14,6 +14,7 @@ __all__ = ['SCORED', 'SEED', 'WIDTH', 'GAP', 'LINE', 'nearest', 'marked', 'score
 import csv, hashlib, json, math, os, platform
 from importlib.metadata import version
 from pathlib import Path
+from shutil import rmtree
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
@@ -346,7 +347,7 @@ def open_folder(out, resume):
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise ValueError(f'{out} cannot be made ({e.strerror}); name another folder.') from None
     if not os.access(out, os.W_OK): raise ValueError(f'{out} is not writable; name another folder.')
-    for part in out.glob('.*.part*'): part.unlink()       # of a process that was killed while it wrote a table
+    for part in out.glob('.*.part'): rmtree(part)       # of a process that was killed while it wrote a table
     return out
 
 # %% ../nbs/25a_evaluation.ipynb #25-069

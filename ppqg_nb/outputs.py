@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'GROUP', 'MOST', 'SIDE', 'COLUMN', 'SUFFIXES', 'Output', '
            'arrange', 'kind_of', 'check_outputs', 'Outputs', 'segment_into']
 
 # %% ../nbs/25d_outputs.ipynb #25-002
-import csv, html, json, shutil
+import csv, html, json, math, shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageOps
 from pycocotools import mask as coco_mask
 from .masks import upsample
 from .segmenter import folder_beside, font, overlay, save_labels
-from .video import VP9, VideoWriter, beside, probe
+from .video import VP9, VideoWriter, ahead, beside, probe
 
 # %% ../nbs/25d_outputs.ipynb #25-010
 class Output:
@@ -119,14 +119,15 @@ def timestamp(seconds):
 
 class Cues(Output):
     "What sounds when, as WebVTT: a cue for the looks in a row that find the same classes, a name on a line"
-    def __init__(self, path, source): self.path, self.media, self.names = path, probe(source), ()
+    def __init__(self, path, source, end=math.inf):
+        self.path, self.media, self.end, self.names = path, probe(source), end, ()
 
     @contextmanager
     def opened(self):
         with open(self.path, 'w', encoding='utf-8', newline='\n') as self.file:
             self.file.write('WEBVTT\n')
             yield
-            if self.number >= 0: self.close(max(self.media.duration, self.last + 1 / self.media.fps))
+            if self.number >= 0: self.close(max(min(self.media.duration, self.end), self.last + 1 / self.media.fps))
 
     def frame(self, step): self.last = step.time
 
@@ -200,9 +201,9 @@ class Soft(Labels):
 
 # %% ../nbs/25d_outputs.ipynb #25-042
 class Overlay(VideoWriter):
-    "The film with its objects marked and its sound, MP4 or WebM; `note` goes on a red bar"
-    def __init__(self, path, source, note=None):
-        super().__init__(path, source)
+    "The film with its objects marked and its sound, MP4 or WebM; `note` goes on a red bar, `part` to `VideoWriter`"
+    def __init__(self, path, source, note=None, **part):
+        super().__init__(path, source, **part)
         self.note = note
 
     def write(self, step): super().write(step.time, overlay(step, self.note))
@@ -279,14 +280,16 @@ class Outputs(Output):
     """All outputs that are asked for, written in one pass; they appear together when the block ends well, or none does.
 
     `outputs`: a dict from a kind, one of `SUFFIXES`, to a path, or from `lines` to a text stream. `source`: the film,
-    `classes`: the model's, `note`: for overlay and sheet. Raises a `ValueError` at once for what cannot be written.
+    `classes`: the model's, `note`: for overlay and sheet; start, end, track and view as in `VideoWriter`: which part of the
+    film the steps are. Raises a `ValueError` at once for what cannot be written.
     """
-    def __init__(self, outputs, source, classes, note=None):
+    def __init__(self, outputs, source, classes, note=None, start=0., end=math.inf, track=0, view=0):
         check_outputs(outputs, source)
+        part = dict(start=start, end=end, track=track, view=view)
         self.outputs, self.make = outputs, dict(
-            overlay=lambda path: Overlay(path, source, note), cutout=lambda path: CutOut(path, source), labels=Labels,
-            soft=Soft, coco=lambda path: Coco(path, classes), csv=Csv, parquet=Parquet,
-            cues=lambda path: Cues(path, source), sheet=lambda path: Sheet(path, note), lines=Lines)
+            overlay=lambda path: Overlay(path, source, note, **part), cutout=lambda path: CutOut(path, source, **part),
+            labels=Labels, soft=Soft, coco=lambda path: Coco(path, classes), csv=Csv, parquet=Parquet,
+            cues=lambda path: Cues(path, source, end), sheet=lambda path: Sheet(path, note), lines=Lines)
 
     @contextmanager
     def opened(self):
@@ -306,15 +309,17 @@ def segment_into(
     outputs,                # kinds and paths, see `Outputs`
     segmenter,              # a `Segmenter`
     source,                 # a video file
-    fps=None,               # looks a second, see `Segmenter.stream`
+    fps=None,               # looks a second, see `Segmenter.stream`, as for silent, hold, and the part of the film
     silent=False,           # let the model hear silence
+    hold='last',            # what the frames in between get
     note=None,              # written into each picture
     seen=lambda step: None, # called with each `Step` when it is written
+    **part,                 # start, end, track and view
 ):
     "Segment a video file into any `Outputs`, all or none; gives the number of frames. Raises what these raise"
     n = 0
-    with Outputs(outputs, source, segmenter.model.config.classes, note) as files:
-        for n, step in enumerate(segmenter.stream(source, fps, silent, hold=True), 1):
+    with Outputs(outputs, source, segmenter.model.config.classes, note, **part) as files:
+        for n, step in enumerate(ahead(segmenter.stream(source, fps, silent, hold, **part)), 1):
             files.write(step)
             seen(step)
     return n

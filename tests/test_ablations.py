@@ -130,8 +130,8 @@ def test_a_process_apart_ends_with_the_one_that_began_it(tmp_path):
 
 def test_killed_before_it_began(tmp_path):
     "A run that was killed while it wrote its first file begins anew."
-    (tmp_path / 'group-0').mkdir()
-    (tmp_path / 'group-0' / '.run.123.part.json').write_text('{"rec')
+    (tmp_path / 'group-0' / '.run.abc.part').mkdir(parents=True)
+    (tmp_path / 'group-0' / '.run.abc.part' / 'run.json').write_text('{"rec')
     assert run_one(tmp_path, 'group', 0, TINY, 2)['steps'] == 3
 
 

@@ -121,6 +121,28 @@ def test_all_at_once(source, tmp_path):
     assert len(ffmpeg(out/'overlay.mp4', 3)) == len(ffmpeg(out/'cutout.webm')) == 10
 
 
+@pytest.mark.parametrize('suffix, codecs', [('.mp4', ('libx264', 'aac')), ('.webm', ('libx264', 'aac')), ('.webm', ('libvpx-vp9', 'libopus'))])
+def test_a_part_of_a_film(tmp_path, suffix, codecs):
+    "Films begin at 0 with their own sound, copied or encoded; all else keeps the times of the whole."
+    source = save(tmp_path/('a.mp4' if codecs[1] == 'aac' else 'a.webm'), wave=noise(48000), rate=48000, codecs=codecs)
+    out = {kind: tmp_path/f'{kind}{s}' for kind, s in dict(overlay=suffix, cutout='.webm', csv='.csv', cues='.vtt').items()}
+    whole, text = list(Segmenter(Fake()).stream(source, 5, hold='last')), io.StringIO()
+    assert segment_into(out | dict(lines=text), Segmenter(Fake()), source, 5, start=1.01, end=2.) == 24
+    inside = [s for s in whole if 1.01 <= s.time < 2]
+    for kind in ('overlay', 'cutout'):
+        assert np.allclose([f.time for f in read_frames(out[kind])], [s.time - inside[0].time for s in inside], atol=.001)
+        (x, r), (y, q) = read_sound(source), read_sound(out[kind])
+        assert r == q and abs(len(y) / q - 2 + inside[0].time) < .05
+        if codecs[1] == 'aac' and suffix == '.mp4' and kind == 'overlay': assert set(packets(out[kind])) < set(packets(source))
+        shared, part = y[q // 10:q // 2], x[round(inside[0].time * r):]
+        shift = np.correlate(part[:r // 2 + q // 10], shared, 'valid').argmax() - q // 10
+        assert abs(shift) < .002 * q
+    times = [json.loads(line)['time'] for line in text.getvalue().splitlines()]
+    looks = [s.time for n, s in enumerate(whole) if s.time >= .99 and s.time < 2 and (n == 0 or s.maps is not whole[n - 1].maps)]
+    assert times[1:] == [round(t, 6) for t in looks if t >= 1.01] and times[0] == round(inside[0].time, 6)
+    assert all(1.01 <= a and b <= 2 for a, b, _ in read_cues(out['cues']))
+
+
 def test_film_is_what_segment_file_writes(source, tmp_path):
     made = tmp_path/'a.mp4', tmp_path/'b.mp4'
     assert segment_file(Segmenter(Fake()), source, made[0], tmp_path/'a', fps=3, note='a note') == 10

@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 from clips import film, save, sing
+from ppqg_nb import segmenter
 from ppqg_nb.audio import RATE, SPAN, patches_at, resample
 from ppqg_nb.core import PRESETS, Config, class_colors, example_path
 from ppqg_nb.masks import label_map, upsample
 from ppqg_nb.regions import ClassicRegions, FolderRegions, make_regions, region_map
 from ppqg_nb.segmenter import (Object, Segmenter, Step, contenders, folder_beside, font, heard, ink, overlay, place,
                                read_maps, regions, save_labels, segment_file)
+from ppqg_nb.sources import Live
 from ppqg_nb.vct import VCT
 from ppqg_nb.video import MediaError, probe, read_frames, read_sound
 
@@ -102,11 +104,83 @@ def test_looks_at_the_first_frame_at_or_after_each_due_time(tmp_path, kind, fps)
 
 def test_held_steps_have_their_own_frames_and_the_last_masks(source):
     model = Fake()
-    held = list(Segmenter(model).stream(source, fps=2, hold=True))
+    held = list(Segmenter(model).stream(source, fps=2, hold='last'))
     frames = list(read_frames(source))
     assert len(model.frames) == 2 and [s.time for s in held] == [f.time for f in frames]
     assert all(torch.equal(s.frame, f.image) for s, f in zip(held, frames))
     assert all(s.labels is held[5 * (i // 5)].labels for i, s in enumerate(held))
+
+
+def test_faded_steps_lie_between_the_looks(source):
+    "Maps by hand, labels read from them, frames of their own; after the last look its masks are held."
+    faded, looks = (list(Segmenter(Fake()).stream(source, fps=2.5, hold=hold)) for hold in ('linear', None))
+    assert [s.time for s in faded] == [f.time for f in read_frames(source)] and len(looks) == 3
+    for n, s in enumerate(faded):
+        a, b = looks[n // 4], looks[min(n // 4 + 1, 2)]
+        maps = (1 - n % 4 / 4) * a.maps + n % 4 / 4 * b.maps
+        assert torch.allclose(s.maps, maps, atol=1e-5)
+        labels, objects = read_maps(s.maps[None], s.frame.shape[1:], Fake.config.classes)
+        assert torch.equal(s.labels, labels) and s.objects == objects
+    assert any(not torch.equal(s.labels, looks[n // 4].labels) for n, s in enumerate(faded))
+
+
+def test_fading_that_takes_too_much_memory_is_refused_before_work(source):
+    with pytest.raises(ValueError, match=r"GiB .* let fps be .* or more, or hold be 'last'\."):
+        next(Segmenter(Fake()).stream(source, 1e-5, hold='linear'))
+    with pytest.raises(ValueError, match="hold is 'cubic'"): next(Segmenter(Fake()).stream(source, hold='cubic'))
+
+
+@pytest.mark.parametrize('hold', [None, 'last', 'linear'])
+@pytest.mark.parametrize('fps', [None, 5])
+def test_batches_give_what_single_looks_give(source, fps, hold, monkeypatch):
+    single = list(Segmenter(Fake()).stream(source, fps, hold=hold))
+    for batch, sizes in ((2, None), (3, [3, 3, 3, 1] if fps is None else [3, 2]), (100, [10] if fps is None else [5])):
+        model = Fake()
+        together = list(Segmenter(model, batch=batch).stream(source, fps, hold=hold))
+        assert sizes is None or [len(f) for f in model.frames] == sizes
+        assert [s.time for s in together] == [s.time for s in single]
+        for a, b in zip(together, single): assert torch.equal(a.labels, b.labels) and torch.equal(a.frame, b.frame) and a.objects == b.objects
+    model = Fake()
+    monkeypatch.setattr(segmenter, 'PENDING', 2 * 3 * 64 * 48)      # the third frame that waits is too much
+    list(Segmenter(model, batch=100).stream(source, fps, hold=hold))
+    assert max(len(f) for f in model.frames) == (3 if fps is None or hold is None else 2)
+
+
+class Cramped(Fake):
+    "Has room for so many frames."
+    def __init__(self, room, error):
+        super().__init__()
+        self.room, self.error = room, error
+    def __call__(self, frames, patches, every_layer=True):
+        if len(frames) > self.room: raise self.error
+        return super().__call__(frames, patches)
+
+
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory.'), MemoryError(), RuntimeError('DefaultCPUAllocator: not enough memory')], ids=repr)
+def test_out_of_memory_halves_the_batch_and_goes_on(source, error):
+    single, model = list(Segmenter(Fake()).stream(source)), Cramped(2, error)
+    for a, b in zip(Segmenter(model, batch=8).stream(source), single, strict=True): assert torch.equal(a.labels, b.labels) and a.time == b.time
+    assert [len(f) for f in model.frames] == [2, 2, 2, 2, 2]
+    with pytest.raises(MemoryError, match=r'does not hold one frame of 64 × 64 pixels; choose a smaller --size'):
+        list(Segmenter(Cramped(0, error), batch=8).stream(source))
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(source):
+    with pytest.raises(RuntimeError, match='no'): list(Segmenter(Cramped(0, RuntimeError('no')), batch=8).stream(source))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_batch_fits_the_gpu(source):
+    "As many looks as half of what is free would hold; a batch that is too large is halved for real."
+    segmenter = Segmenter(VCT.from_pretrained('scenes-tiny'), device='cuda')
+    assert 1 < segmenter.batch <= 32
+    assert len(list(segmenter.stream(source))) == 10
+    torch.cuda.set_per_process_memory_fraction(.01)
+    try:
+        segmenter.batch = 4096
+        maps = segmenter.predict(torch.zeros(4096, 3, 224, 224, device='cuda'), torch.zeros(4096, 96, 64, device='cuda'))
+        assert len(maps) == 4096 and segmenter.batch < 4096
+    finally: torch.cuda.set_per_process_memory_fraction(1.)
 
 
 @pytest.mark.parametrize('fps', [None, 2, 3, 7.5])
@@ -114,7 +188,7 @@ def test_held_steps_have_their_own_frames_and_the_last_masks(source):
 def test_parts_are_those_of_the_whole(tmp_path, kind, fps):
     "Wherever a film is cut, at frames or between them, each part has the looks and the held masks of the whole."
     source = clip(tmp_path/'a.mkv', TIMES[kind], **EXACT)
-    for hold in (False, True):
+    for hold in (None, 'last', 'linear'):
         whole = list(Segmenter(Fake()).stream(source, fps, hold=hold))
         rng = np.random.default_rng(3)
         for cuts in ([.1, .4], [.45], sorted(rng.uniform(0, 1, 3)), [TIMES[kind][3]]):
@@ -131,7 +205,7 @@ def test_a_part_costs_no_look_outside_of_it(tmp_path):
     source = clip(tmp_path/'a.mkv', [i / 20 for i in range(40)], **EXACT)
     for start, looks in ((1.1, 2), (1., 2), (1.6, 1)):
         model = Fake()
-        steps = list(Segmenter(model).stream(source, 2, hold=True, start=start))
+        steps = list(Segmenter(model).stream(source, 2, hold='last', start=start))
         assert len(model.frames) == looks and steps[0].time == pytest.approx(start, abs=.01)
         assert not torch.equal(steps[0].frame, steps[1].frame)
 
@@ -209,6 +283,53 @@ def test_reads_as_it_goes(source):
     stream = Segmenter(model).stream(source)
     next(stream), next(stream)
     assert len(model.frames) == 2
+
+
+@pytest.mark.parametrize('fps, hold', [(None, None), (5, None), (5, 'last'), (2, 'linear')])
+def test_live_frames_hear_what_was_before_them(fps, hold):
+    "Looks on the grid; each hears the 0.975 s that end at its frame, whatever the batch of the segmenter."
+    times, model = [n / 10 for n in range(20)], Fake()
+    sound = .3 * torch.randn(3 * RATE)
+    with Live(RATE) as live:
+        def push():
+            live.sound(sound)
+            live.sound(None)
+            for n, t in enumerate(times): live.frame(t, torch.full((3, 48, 64), 10 * n, dtype=torch.uint8))
+            live.close()
+        thread = threading.Thread(target=push)
+        thread.start()
+        steps = list(Segmenter(model, batch=8).stream(live, fps, hold=hold))
+        thread.join()
+    looks = times[::round(10 / fps)] if fps else times
+    assert [s.time for s in steps] == (times if hold else looks) and [len(f) for f in model.frames] == [1] * len(looks)
+    assert [s.frame[0, 0, 0].item() for s in steps] == [round(100 * s.time) for s in steps]
+    for t, mel in zip(looks, model.patches): assert torch.equal(mel, patches_at(sound, RATE, [t - SPAN / RATE / 2]))
+
+
+def test_live_input_can_be_left_and_ends_in_time():
+    with Live(None, keep='newest') as live:
+        for n in range(3): live.frame(n, torch.zeros(3, 48, 64, dtype=torch.uint8))
+        step = next(Segmenter(Fake()).stream(live))
+        assert step.time == 2 and not step.objects
+    with Live() as live:
+        for n in range(5): live.frame(n, torch.zeros(3, 48, 64, dtype=torch.uint8))
+        assert [s.time for s in Segmenter(Fake()).stream(live, start=1, end=3)] == [1, 2]
+
+
+def test_open_files_and_pipes(source, tmp_path, monkeypatch):
+    whole = [s.maps for s in Segmenter(Fake()).stream(source)]
+    monkeypatch.setenv('TMPDIR', str(tmp_path/'private'))
+    monkeypatch.setattr('tempfile.tempdir', None)
+    (tmp_path/'private').mkdir()
+    with open(source, 'rb') as file:
+        for a, b in zip(Segmenter(Fake()).stream(file), whole, strict=True): assert torch.equal(a.maps, b)
+    with open(source, 'rb') as file:
+        stream = Segmenter(Fake()).stream(file)
+        next(stream)
+        (copy,) = (tmp_path/'private').iterdir()
+        assert copy.stat().st_mode & 0o777 == 0o600
+        stream.close()
+    assert not list((tmp_path/'private').iterdir())
 
 
 def test_silent(source, tmp_path):
@@ -301,7 +422,7 @@ class Maker:
 
 
 @pytest.mark.parametrize('fps, looks', [(None, range(10)), (5, range(0, 10, 2)), (1, [0])])
-@pytest.mark.parametrize('hold', [False, True])
+@pytest.mark.parametrize('hold', [None, 'last', 'linear'])
 def test_one_map_for_each_look(source, fps, looks, hold):
     model, maker = Reader(), Maker()
     list(Segmenter(model, regions=maker).stream(source, fps, hold=hold))
