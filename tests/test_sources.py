@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from clips import noise, save
 from ppqg_nb.audio import RATE, SPAN, resample
-from ppqg_nb.sources import HELD, WAITING, Live, as_file, capture, device_frames, on_clock
+from ppqg_nb.sources import HELD, QUEUED, Live, as_file, capture, device_frames, on_clock
 from ppqg_nb.video import Address, MediaError, probe, read_frames
 
 IMAGE = torch.zeros(3, 8, 8, dtype=torch.uint8)
@@ -196,9 +196,9 @@ def test_all_are_kept_and_whoever_pushes_waits():
                 live.frame((k + 1) / 100, IMAGE)
                 pushed.append(k)
     run(push)
-    while len(pushed) < WAITING: time.sleep(.01)
+    while len(pushed) < QUEUED: time.sleep(.01)
     time.sleep(.1)
-    assert len(pushed) == WAITING
+    assert len(pushed) == QUEUED
     got = list(live)
     assert [n for n, *_ in got] == list(range(200))
     for n, _, heard in got[100:]: assert heard[-160:].eq(n).all()
@@ -230,7 +230,7 @@ def test_memory_does_not_grow(keep):
         count += 1
     for thread in threads: thread.join(20)
     assert count == 3600 if keep == 'all' else count > 0
-    assert most[0] <= WAITING and most[1] <= (HELD + 2.5) * 8000
+    assert most[0] <= QUEUED and most[1] <= (HELD + 2.5) * 8000
 
 
 def test_sound_that_runs_far_ahead_waits_for_its_frames():
