@@ -10,7 +10,8 @@ cfg = config['DEFAULT']
 regions = cfg['regions_requirements'].split()
 train = cfg['train_requirements'].split()
 tables = cfg['tables_requirements'].split()
-dev = cfg['dev_requirements'].split() + regions + train + tables
+export = cfg['export_requirements'].split()
+dev = cfg['dev_requirements'].split() + regions + train + tables + export
 
 setup(
     name=cfg['lib_name'],
@@ -36,7 +37,7 @@ setup(
     include_package_data=True,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': dev, 'regions': regions, 'train': train, 'tables': tables},
+    extras_require={'dev': dev, 'regions': regions, 'train': train, 'tables': tables, 'export': export},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

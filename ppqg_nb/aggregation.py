@@ -6,7 +6,7 @@
 __all__ = ['PixelEmbedding', 'flatten', 'Aggregation']
 
 # %% ../nbs/05_aggregation.ipynb #05-002
-import torch.nn.functional as F
+import torch, torch.nn.functional as F
 from torch import nn
 from .core import MLP, check_shape
 
@@ -44,5 +44,6 @@ class Aggregation(nn.Module):
 
     def forward(self, v):
         check_shape(v, 'B C H W', 'V^h')
-        if v.shape[-2:] != self.grid: v = F.interpolate(v, self.grid, mode='bilinear', align_corners=False)
+        if torch.compiler.is_exporting() or v.shape[-2:] != self.grid:     # an exported graph has no branches
+            v = F.interpolate(v, self.grid, mode='bilinear', align_corners=False)
         return self.mlp(flatten(v)).transpose(1, 2)

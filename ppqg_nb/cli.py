@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['screen', 'errors', 'app', 'Debug', 'Quiet', 'Json', 'RANDOM', 'LARGE', 'MADE', 'Preset', 'Weights', 'Regions',
-           'Device', 'Size', 'RESULTS', 'FILM', 'Source', 'Out', 'Masks', 'Soft', 'CutOut', 'AsLines', 'Overwrite',
-           'Fps', 'Hold', 'Start', 'End', 'Track', 'View', 'Silent', 'Network', 'Verbose', 'printable', 'sentence',
-           'sentences', 'flag', 'hush', 'print_version', 'ppqg', 'load', 'devices', 'pick_device', 'wanted',
-           'check_free', 'bar', 'make_segmenter', 'run', 'option', 'seconds', 'segment', 'heard_from_ffmpeg', 'demo',
-           'parameters', 'versions', 'info', 'main']
+           'Device', 'Size', 'RESULTS', 'FILM', 'MANY', 'Sources', 'Out', 'Masks', 'Soft', 'CutOut', 'AsLines',
+           'Overwrite', 'Kinds', 'Jobs', 'Shard', 'Resume', 'Ray', 'Fps', 'Hold', 'Start', 'End', 'Track', 'View',
+           'Silent', 'Network', 'Verbose', 'printable', 'sentence', 'sentences', 'flag', 'hush', 'print_version',
+           'ppqg', 'load', 'devices', 'pick_device', 'wanted', 'check_free', 'bar', 'make_segmenter', 'looks_a_second',
+           'run', 'stem', 'run_one', 'many', 'chosen', 'Maker', 'run_all', 'option', 'seconds', 'segment',
+           'heard_from_ffmpeg', 'demo', 'parameters', 'versions', 'info', 'main']
 
 # %% ../nbs/27_cli.ipynb #27-002
 import json, os, platform, shutil, signal, sys, time, warnings
@@ -16,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Optional
+from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -176,17 +178,21 @@ MADE = dict(labels='label maps, one PNG a frame; a pixel value is a class, 0 is 
             soft='soft masks, one PNG of 16 bits a frame', coco='masks as COCO JSON', csv='the table, a row an object and look',
             parquet='the table, a row an object and look', cues='what sounds when, as subtitles', cutout='what sounds, cut out')
 
-def make_segmenter(preset=None, weights=None, device='auto', size=None, regions=None, fps=None):
-    "The `Segmenter`, its looks a second, and the note for pictures, from what the command line says; see `segment`"
+def make_segmenter(preset=None, weights=None, device='auto', size=None, regions=None):
+    "The `Segmenter` and the note for pictures, from what the command line says, see `segment`"
     device = pick_device(device)
     from ppqg_nb.regions import make_regions
     from ppqg_nb.segmenter import Segmenter
     maker = make_regions(regions, device) if regions else None
     model, note = load(preset, weights)
-    if fps is None and sum(p.numel() for p in model.parameters()) > LARGE: fps = 1.
-    return Segmenter(model, size, device, maker), fps, note
+    return Segmenter(model, size, device, maker), note
 
-def run(source, name, outputs, model, silent=False, verbose=False, start=0., end=float('inf'), view=0, **stream):
+def looks_a_second(segmenter, fps):
+    "`fps`, or what it is by default: None, every frame, or 1 for a large model"
+    large = sum(p.numel() for p in segmenter.model.parameters()) > LARGE
+    return 1. if fps is None and large else fps
+
+def run(source, name, outputs, model, fps=None, silent=False, verbose=False, start=0., end=float('inf'), view=0, **stream):
     """Segment one film into `Outputs` under a progress bar; gives what is to be said of the overlay.
 
     model: a dict, for `make_segmenter`; the rest as in `segment`.
@@ -195,9 +201,9 @@ def run(source, name, outputs, model, silent=False, verbose=False, start=0., end
     media, began = probe(source, view), time.perf_counter()
     if not (media.rate or silent):
         raise MediaError(f'{name} has no sound, and the model needs to hear; pass --silent to let it hear silence.')
-    segmenter, fps, note = make_segmenter(**model)
+    segmenter, note = make_segmenter(**model)
     from ppqg_nb.outputs import segment_into
-    length = min(end, media.duration) - start
+    length, fps = min(end, media.duration) - start, looks_a_second(segmenter, fps)
     with bar(name, length if length > 0 else None) as seen:
         frames = segment_into(outputs, segmenter, source, fps, silent, note=note, seen=lambda step: seen(step.time - start),
                               start=start, end=end, view=view, **stream)
@@ -206,6 +212,72 @@ def run(source, name, outputs, model, silent=False, verbose=False, start=0., end
                              f'{f"{fps:g} looks a second" if fps else "every frame"}: {time.perf_counter() - began:.1f} s')
     sound = 'with its' if media.rate else 'without'
     return f'{frames} frames of {media.width} × {media.height}, {length:.1f} s, {sound} sound'
+
+# %% ../nbs/27_cli.ipynb #27-030a
+def stem(source):
+    "What the results of a source are named by"
+    if source == '-': return 'stdin'
+    return Path(urlsplit(source).path if '://' in source else source).stem or 'film'
+
+def run_one(source, outputs, overwrite, network, model, quiet, verbose, fps, hold, start, end, track, view, silent):
+    "Segment one film, from wherever it comes, and say what was written; gives the exit code"
+    check_free(outputs, source, overwrite)
+    from ppqg_nb.segmenter import check_settings
+    from ppqg_nb.sources import as_file
+    from ppqg_nb.video import Address
+    piped, lines = '-' in outputs.values(), 'lines' in outputs
+    with ExitStack() as stack:
+        if piped: outputs['overlay'] = Path(stack.enter_context(TemporaryDirectory()), 'overlay.mp4')
+        path = stack.enter_context(as_file(Address(source) if network and '://' in source else source))
+        check_settings(path, fps, hold, start, end, view)
+        said = run(path, source, outputs, model, fps, silent, verbose, start, end, view, track=track, hold=hold)
+        if piped:
+            with open(outputs.pop('overlay'), 'rb') as film: shutil.copyfileobj(film, sys.stdout.buffer)
+    for kind, made in outputs.items():
+        if kind == 'lines' or quiet: continue
+        print(printable(f'{made}: {said if kind == "overlay" else MADE[kind]}'), file=sys.stderr if lines or piped else sys.stdout)
+    return 0
+
+# %% ../nbs/27_cli.ipynb #27-030c
+def many(sources):
+    "Whether the command line names films, and not one film: several names, a folder, a list, or a pattern"
+    path = Path(sources[0])
+    if len(sources) > 1 or path.is_dir(): return True
+    if path.exists(): return path.suffix.lower() == '.txt'
+    return bool(set('*?[') & set(sources[0])) and '://' not in sources[0]
+
+def chosen(kinds):
+    "Kinds of outputs with their endings, from a text such as overlay.webm,csv"
+    from ppqg_nb.outputs import SUFFIXES
+    pairs = [text.strip().partition('.')[::2] for text in kinds.split(',')]
+    for kind, _ in pairs:
+        if kind not in SUFFIXES: raise typer.BadParameter(f'--kinds names {kind!r}; use some of {", ".join(SUFFIXES)}.')
+    return {kind: f'.{suffix}' if suffix else next(iter(SUFFIXES[kind]), '') for kind, suffix in pairs}
+
+class Maker:
+    "Gives a `Segmenter`; where it comes to in another process it makes one there, with a dict for `make_segmenter`"
+    def __init__(self, model, segmenter=None): self.model, self.segmenter = model, segmenter
+    def __reduce__(self): return Maker, (self.model,)
+    def __call__(self):
+        if self.segmenter: return self.segmenter
+        screen.quiet = True             # what there is to say of the model was said by the first process
+        return make_segmenter(**self.model)[0]
+
+def run_all(sources, out, kinds, model, fps, stream, as_json, quiet, ray, **how):
+    "Segment many films into a folder, and print how it ended; gives the exit code. Parameters as in `segment`"
+    kinds = chosen(kinds)
+    from ppqg_nb.folders import segment_all, with_ray
+    segmenter, note = make_segmenter(**model)
+    settings = stream | dict(fps=looks_a_second(segmenter, fps), note=note)
+    with bar('films') as seen:
+        def progress(line, n, total):
+            seen(n, total)
+            if line and 'error' in line: errors.print(escape(printable(f"{line['film']}: {line['error']}")), highlight=False, soft_wrap=True)
+        summary = segment_all(sources, out, Maker(model, segmenter), kinds, settings, dict(regions=model['regions']),
+                              run=with_ray if ray else None, seen=progress, **how)
+    if as_json: print(json.dumps(summary.to_dict()))
+    elif not quiet: print(summary.text().splitlines()[0])
+    return summary.code
 
 # %% ../nbs/27_cli.ipynb #27-032
 def option(text, *names, metavar, **kw):
@@ -229,21 +301,31 @@ Size = Annotated[Optional[int], option('Side in pixels of the square that frames
                                        'Default: what the model was made for.', metavar='N')]
 
 # %% ../nbs/27_cli.ipynb #27-033
-RESULTS, FILM = dict(rich_help_panel='Results'), dict(rich_help_panel='What of the film')
+RESULTS, FILM, MANY = (dict(rich_help_panel=name) for name in ('Results', 'What of the film', 'Many films'))
 
-Source = Annotated[str, typer.Argument(metavar='IN', help='Any video file with sound that FFmpeg reads; - for standard input; '
-                                                          'with --network an address.')]
+Sources = Annotated[list[str], typer.Argument(metavar='IN...', help=
+    'A video file with sound, of any kind that FFmpeg reads; - for standard input; with --network an address. Or many: several '
+    "names, a folder, a pattern such as 'clips/**/*.mp4', or a list of names, a line each, in a .txt file.")]
 Out = Annotated[Optional[list[str]], option(
     'What to write, by its ending: .mp4 or .webm an overlay, .csv or .parquet a table, .json COCO masks, .vtt subtitles, .png a '
     'contact sheet, .mov a cut-out, none a folder of label maps; - an overlay on standard output. May stand several times. '
-    'Default: IN_ppqg.mp4.', '-o', '--out', metavar='PATH', **RESULTS)]
+    'Default: IN_ppqg.mp4. For many films: the folder of results.', '-o', '--out', metavar='PATH', **RESULTS)]
 Masks = Annotated[Optional[str], option('Also one PNG label map a frame, into this folder.', metavar='DIR', **RESULTS)]
 Soft = Annotated[Optional[str], option('Also one PNG a frame of how much sounds where, 16 bits.', metavar='DIR', **RESULTS)]
 CutOut = Annotated[Optional[str], option('Also what sounds alone, on a transparent ground: .webm or .mov.', '--cutout',
                                          metavar='PATH', **RESULTS)]
 AsLines = Annotated[bool, flag('--json', 'A line of JSON for each look on standard output, and no overlay unless -o asks for '
-                                         'it.', **RESULTS)]
+                                         'it; for many films their summary.', **RESULTS)]
 Overwrite = Annotated[bool, flag('--overwrite', 'Replace results that exist.', **RESULTS)]
+Kinds = Annotated[str, option('What to write for each film: overlay, csv, parquet, coco, cues, sheet, cutout, labels, soft, with '
+                              'commas between them; overlay.webm for another ending.', metavar='KINDS', **MANY)]
+Jobs = Annotated[int, option('Films at a time, each in a process of its own.', metavar='N', **MANY)]
+Shard = Annotated[str, option('The share of this machine, such as 2/4, where several work on the same films.', metavar='I/N',
+                              **MANY)]
+Resume = Annotated[bool, flag('--resume', 'Go on in a folder of results, skipping what is finished.', **MANY)]
+Ray = Annotated[bool, flag('--ray', 'Share the work through the Ray cluster of RAY_ADDRESS.', **MANY)]
+
+# %% ../nbs/27_cli.ipynb #27-033b
 Fps = Annotated[Optional[float], option('Looks of the model a second. Default: every frame; 1 for models of more than 50 '
                                         'million parameters.', metavar='N', **FILM)]
 Hold = Annotated[str, option('Masks between the looks: last, those of the last look; or linear, faded from look to look.',
@@ -258,37 +340,31 @@ Verbose = Annotated[bool, flag('--verbose', 'Say how the model ran, and what FFm
 
 # %% ../nbs/27_cli.ipynb #27-033a
 @app.command(epilog='Examples: ppqg segment concert.mp4 -o marked.webm -o table.csv --start 1:30 --end 2:00. '
-                    'ppqg segment concert.mp4 --json | jq .objects')
+                    'ppqg segment concert.mp4 --json | jq .objects. ppqg segment films -o results --kinds overlay,csv --jobs 2')
 def segment(
-    source: Source, out: Out = None, masks: Masks = None, soft: Soft = None, cutout: CutOut = None, lines: AsLines = False,
+    sources: Sources, out: Out = None, masks: Masks = None, soft: Soft = None, cutout: CutOut = None, lines: AsLines = False,
     overwrite: Overwrite = False, preset: Preset = None, weights: Weights = None, regions: Regions = None,
     device: Device = 'auto', size: Size = None, fps: Fps = None, hold: Hold = 'last', start: Start = '0', end: End = 'inf',
-    track: Track = 0, view: View = 0, silent: Silent = False, network: Network = False,
+    track: Track = 0, view: View = 0, silent: Silent = False, network: Network = False, kinds: Kinds = 'overlay',
+    jobs: Jobs = 1, shard: Shard = '1/1', resume: Resume = False, ray: Ray = False,
     quiet: Quiet = False, verbose: Verbose = False, debug: Debug = False,
 ):
     """Write a copy of a video in which the sounding objects are marked, or tables, masks and subtitles.
 
     The copy keeps the sound, the length and the times of the frames, and plays in a browser.
     """
-    with sentences(debug), ExitStack() as stack:
-        name = 'stdin' if source == '-' else Path(source.split('?')[0]).stem
-        outputs = wanted(out, masks, soft, cutout, lines, name)
-        check_free(outputs, source, overwrite)
-        from ppqg_nb.segmenter import check_settings
-        from ppqg_nb.sources import as_file
-        from ppqg_nb.video import Address
+    model = dict(preset=preset, weights=weights, device=device, size=size, regions=regions)
+    stream = dict(silent=silent, hold=hold, start=start, end=end, track=track, view=view)
+    with sentences(debug):
         if verbose: heard_from_ffmpeg()
-        piped = stack.enter_context(TemporaryDirectory()) if '-' in outputs.values() else None
-        if piped: outputs['overlay'] = Path(piped)/'overlay.mp4'
-        path = stack.enter_context(as_file(Address(source) if network and '://' in source else source))
-        check_settings(path, fps, hold, start, end, view)
-        model = dict(preset=preset, weights=weights, device=device, size=size, regions=regions, fps=fps)
-        said = run(path, source, outputs, model, silent, verbose, start, end, view, track=track, hold=hold)
-        if piped:
-            with open(outputs.pop('overlay'), 'rb') as film: shutil.copyfileobj(film, sys.stdout.buffer)
-        for kind, made in outputs.items():
-            if kind == 'lines' or quiet: continue
-            print(f'{made}: {said if kind == "overlay" else MADE[kind]}', file=sys.stderr if lines or piped else sys.stdout)
+        if many(sources):
+            if masks or soft or cutout or network or overwrite or not out or len(out) > 1:
+                raise typer.BadParameter('For many films name one folder of results with -o, and what to write with --kinds.')
+            code = run_all(sources, out[0], kinds, model, fps, stream, lines, quiet, shard=shard, jobs=jobs, resume=resume, ray=ray)
+        else:
+            outputs = wanted(out, masks, soft, cutout, lines, stem(sources[0]))
+            code = run_one(sources[0], outputs, overwrite, network, model, quiet, verbose, fps=fps, **stream)
+    raise typer.Exit(code)
 
 def heard_from_ffmpeg():
     "Let FFmpeg print its warnings on the screen"

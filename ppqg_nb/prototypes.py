@@ -99,5 +99,5 @@ class PrototypePrompt(nn.Module):
 
     def forward(self, v_e, prototypes):
         "V̄_e `(B, N, C)`"
-        p = prototypes.expand(len(v_e), -1, -1)
+        p = prototypes.expand(v_e.shape[0], -1, -1)
         return self.norm(v_e + self.attention(v_e, p, p))

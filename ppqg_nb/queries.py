@@ -111,7 +111,7 @@ def see(self: QueryGenerator, features):
 @patch
 def hear(self: QueryGenerator, made, tokens):
     "`made` by `see`, with the scores and the queries that need the sound"
-    known = {} if made.queries is None else dict(B=len(made.queries))
+    known = {} if made.queries is None else dict(B=made.queries.shape[0])
     check_shape(tokens, 'B S C', 'tokens', C=self.config.hidden, **known)
     queries = self.audio(tokens) if self.audio else made.queries
     return made._replace(queries=queries, scores=self.score(made.embedded, tokens))

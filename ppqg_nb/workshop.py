@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['data', 'Set', 'Kind', 'Clips', 'Seed', 'Pixels', 'Labels', 'Side', 'Dubs', 'Video', 'Packages', 'Root', 'Trained',
-           'Task', 'Split', 'Results', 'Convention', 'Limit', 'Workers', 'pictures', 'write', 'scenes', 'realmix',
-           'print_report', 'check', 'print_scores', 'score_all', 'evaluate', 'changes', 'train', 'convert']
+           'Task', 'Split', 'Results', 'Convention', 'Limit', 'Workers', 'To', 'Square', 'Licence', 'Random',
+           'pictures', 'write', 'scenes', 'realmix', 'print_report', 'check', 'print_scores', 'score_all', 'evaluate',
+           'changes', 'train', 'write_file', 'convert']
 
 # %% ../nbs/27a_workshop.ipynb #27-002
 import json
@@ -252,22 +253,53 @@ def train(
         print(f'{out / "best"}: the best model, {chosen.metric} {score:.3f} at step {step} of {chosen.steps}')
         print(f'Next: ppqg segment VIDEO.mp4 --weights {out / "best"}')
 
+# %% ../nbs/27a_workshop.ipynb #27-052a
+To = Annotated[Optional[str], option('Write one file: onnx (.onnx), or torch-export (.pt2).', metavar='FORMAT')]
+Square = Annotated[Optional[int], option('With --to: take only frames of this side. Default: multiples of 32 from 64 on.',
+                                        '--size', metavar='N')]
+Licence = Annotated[Optional[str], option('With --to: the licence of the weights, noted in the file.', metavar='NAME')]
+Random = Annotated[bool, flag('--random', 'With --to: random weights; WEIGHTS is the name of a preset.')]
+
+def write_file(source, out, preset, to, size, licence, random):
+    "Write a model as one file that runs elsewhere, and print what was found of it; parameters as in `convert`"
+    from ppqg_nb import export
+    export.check_wish(out, to, size)
+    from ppqg_nb.core import PRESETS
+    from ppqg_nb.vct import VCT
+    with screen.status(f'reading {escape(source)}'):
+        model = VCT.from_preset(source) if random else VCT.from_pretrained(source, preset)
+    if source in PRESETS and not random: licence = licence or 'Apache-2.0'      # what ships
+    with screen.status('exporting and comparing, which takes minutes'):
+        report = export.export(model, out, to, size, f'{source}, random' if random else Path(source).name, licence)
+        took = export.speed(model, out, size)
+    print(export.as_text(report))
+    print(f"{1000 * took['file']:.0f} ms a frame, in torch {1000 * took['torch']:.0f}")
+    if licence is None: print('The file names no licence; --licence NAME does.')
+
 # %% ../nbs/27a_workshop.ipynb #27-052
-@app.command()
+@app.command(epilog='Examples: ppqg convert model_best.pth -o released-avss; ppqg convert scenes-tiny --to onnx -o tiny.onnx')
 def convert(
-    source: Annotated[Path, typer.Argument(metavar='CHECKPOINT', help='A checkpoint of the released system, .pth.')],
-    out: Annotated[Path, option('The folder to write: new, or empty.', '-o', '--out', metavar='DIR')],
+    source: Annotated[str, typer.Argument(metavar='WEIGHTS', help='A checkpoint of the released system, .pth; with --to also '
+                                                                  'scenes-tiny, a folder or a hub id.')],
+    out: Annotated[Path, option('The folder to write, new or empty; with --to the file.', '-o', '--out', metavar='OUT')],
     preset: Annotated[Optional[str], option('The architecture that it fits. Default: by its shapes.', metavar='NAME')] = None,
+    to: To = None,
+    size: Square = None,
+    licence: Licence = None,
+    random: Random = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ):
-    """Turn a checkpoint of the released system into a folder of weights and configuration.
+    """Turn a checkpoint into a folder of weights and configuration, or any model into one file that runs elsewhere.
 
-    No code in the file is run. Every tensor is used, or listed as dropped with the reason.
+    No code in the checkpoint is run, and every tensor is used, or listed as dropped with the reason. With --to, the file
+    is compared with the model at three sizes before it appears.
     """
     with sentences(debug):
+        if to: return write_file(source, out, preset, to, size, licence, random)
+        if size or licence or random: raise typer.BadParameter('--size, --licence and --random go with --to.')
         from ppqg_nb import vct
-        with screen.status(f'reading {escape(str(source))}'): report = vct.convert(source, out, preset)
+        with screen.status(f'reading {escape(source)}'): report = vct.convert(Path(source), out, preset)
         print(f"{out}: {report['preset']}, {report['used']} tensors used")
         for reason, n in report['dropped'].items(): print(f'{n} dropped: {reason}')
 

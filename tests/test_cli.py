@@ -102,9 +102,26 @@ def test_label_maps_are_classes_in_colour(tmp_path):
     (['segment'], 2, 'Missing argument'),
     (['segment', 'a.mp4', '--siez', '64'], 2, '--size'),
     (['sgment', 'a.mp4'], 2, 'No such command'),
-    (['segment', 'a.mp4', '-o', 'b.mov'], 2, '.mp4'),
+    (['segment', 'a.mp4', '-o', 'b.avi'], 2, '.mp4'),
+    (['segment', 'a.mp4', '-o', 'b.mp4', '-o', 'c.webm'], 2, 'asked for twice'),
+    (['segment', 'a.mp4', '-o', '-', '--json'], 2, 'standard output'),
+    (['segment', 'a.mp4', '--start', 'soon'], 2, '--start'),
+    (['segment', 'a.mp4', '--start', '0:03', '--end', '2'], 1, '0 ≤ start < end'),
+    (['segment', 'a.mp4', '--start', '60'], 1, 'shorter'),
+    (['segment', 'a.mp4', '--track', '1'], 1, 'none with number 1'),
+    (['segment', 'a.mp4', '--view', '1'], 1, 'none with number 1'),
+    (['segment', 'a.mp4', '--hold', 'cubic'], 1, "'last' or 'linear'"),
+    (['segment', 'a.mp4', '--soft', 'text.mp4'], 1, 'is a file'),
+    (['segment', 'a.mp4', '--cutout', 'b.mp4'], 1, '.webm or .mov'),
+    (['segment', 'http://127.0.0.1:9/a.mp4'], 1, '--network'),
     (['segment', 'b.mp4'], 1, 'no file'),
-    (['segment', '.'], 1, 'folder'),
+    (['segment', '.'], 2, 'one folder of results'),
+    (['segment', 'a.mp4', 'text.mp4'], 2, 'one folder of results'),
+    (['segment', '.', '-o', 'new', '--masks', 'm'], 2, 'one folder of results'),
+    (['segment', 'a*.mp4', '-o', 'new', '--kinds', 'film'], 2, "'film'"),
+    (['segment', 'b*.mp4', '-o', 'new'], 1, 'holds no film'),
+    (['segment', '.', '-o', 'new', '--shard', '3/2'], 1, '3/2'),
+    (['segment', '.', '-o', 'new', '--jobs', '0'], 1, 'jobs is 0'),
     (['segment', 'text.mp4'], 1, 'FFmpeg'),
     (['segment', 'cut.mp4'], 1, 'FFmpeg'),
     (['segment', 'sound.wav'], 1, 'sound'),
@@ -160,6 +177,140 @@ def test_mistakes_are_sentences(args, code, words, tmp_path):
     assert found == code, err
     assert words in out + err and 'Traceback' not in err
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_everything_in_one_run(tmp_path):
+    source, names = clip(tmp_path/'a.mp4'), ('o.webm', 'o.csv', 'o.parquet', 'o.json', 'o.vtt', 'o.png', 'maps')
+    code, out, err = ppqg('segment', source, *(x for n in names for x in ('-o', n)), '--soft', 'soft', '--cutout', 'cut.mov', '--fps', 5)
+    assert code == 0 and not err, err
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(['a.mp4', 'soft', 'cut.mov', *names])
+    assert [line.split(':')[0] for line in out.splitlines()] == [*names, 'soft', 'cut.mov']
+    for folder in ('maps', 'soft'): assert len(list((tmp_path/folder).iterdir())) == 10
+    for film in ('o.webm', 'cut.mov'): assert len(list(read_frames(tmp_path/film))) == 10
+    code, _, err = ppqg('segment', source, '-o', 'maps')
+    assert code == 1 and 'is not empty' in err and '--overwrite' in err
+    assert ppqg('segment', source, '-o', 'maps', '--overwrite')[0] == 0
+
+
+def test_lines_of_json(tmp_path):
+    "One a look on standard output and nothing else there; no overlay that was not asked for."
+    source = clip(tmp_path/'a.mp4')
+    code, out, err = ppqg('segment', source, '--json', '--fps', 5)
+    assert code == 0 and not err and [json.loads(line)['time'] for line in out.splitlines()] == [0, .2, .4, .6, .8]
+    assert [p.name for p in tmp_path.iterdir()] == ['a.mp4']
+    code, out, err = ppqg('segment', source, '--json', '--fps', 5, '--start', '0:00.15', '--end', '.7', '-o', 'o.mp4')
+    assert code == 0 and 'o.mp4: 5 frames' in err and [json.loads(line)['time'] for line in out.splitlines()] == [.2, .4, .6]
+    assert [f.time for f in read_frames(tmp_path/'o.mp4')] == pytest.approx([0, .1, .2, .3, .4], abs=.001)
+    code, out, err = ppqg('segment', source, '--json', '--fps', 5, '--hold', 'linear')
+    assert code == 0 and len(out.splitlines()) == 9         # a mask of its own for each frame up to the last look
+
+
+def test_pipes(tmp_path):
+    "In from standard input, out to standard output, in real processes; a reader that leaves is no error of ours."
+    source = clip(tmp_path/'a.mp4')
+    assert ppqg('segment', source, '-o', 'o.mp4')[0] == 0
+    with open(source, 'rb') as file: done = subprocess.run([*COMMAND, 'segment', '-', '-o', '-'], stdin=file, capture_output=True)
+    assert done.returncode == 0 and done.stdout == (tmp_path/'o.mp4').read_bytes() and not done.stderr
+    code, _, err = typed('segment', '-', '--json')
+    assert code == 1 and 'Nothing came through the pipe' in err
+    with subprocess.Popen([*COMMAND, 'segment', str(source), '--json'], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert not process.stderr.read() and process.wait() == 141
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.mp4', 'o.mp4']
+
+
+def test_an_address_is_loaded_only_if_allowed(tmp_path):
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+    clip(tmp_path/'a.mp4')
+    asked = []
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *args): asked.append(args)
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}/a.mp4?x=1'
+        code, _, err = ppqg('segment', address)
+        assert code == 1 and '--network' in err and not asked
+        code, out, err = ppqg('segment', address, '--network', '-o', 'o.mp4')
+        server.shutdown()
+    assert code == 0 and asked and probe(tmp_path/'o.mp4').rate == 44100, err
+
+
+@pytest.mark.parametrize('name', ["it's a film.mp4", 'say "hi".mp4', 'film 🎻.mp4', '-start.mp4', 'a:b.mp4', 'a%20b#c?.mp4', '[x]{y}.mp4',
+                                  pytest.param('two\nlines.mp4', marks=pytest.mark.skipif(sys.platform == 'win32', reason='no such names there'))])
+def test_names_of_files(name, tmp_path):
+    "Any name works, and is one line on the screen."
+    clip(tmp_path/name)
+    code, out, err = ppqg('segment', '--fps', 2, '--', name)
+    assert code == 0 and [p.name for p in tmp_path.iterdir() if p.name != name] == [f'{name[:-4]}_ppqg.mp4'], err
+    assert len(out.splitlines()) == 1
+    (tmp_path/name).write_text('no film')
+    code, _, err = ppqg('segment', '--overwrite', '--', name)
+    assert code == 1 and len(err.splitlines()) == 1 and 'FFmpeg' in err
+
+
+def test_many_films(tmp_path):
+    "A line for the one that is none, the rest done; gone on with, as JSON, on two processes, from a pattern and from a list."
+    (tmp_path/'films'/'more').mkdir(parents=True)
+    for name in ('a.mp4', 'more/b.mkv'): clip(tmp_path/'films'/name)
+    (tmp_path/'films'/'bad.mp4').write_text('no film')
+    code, out, err = ppqg('segment', 'films', '-o', 'one', '--fps', 2, '--kinds', 'overlay.webm,csv,labels')
+    assert code == 1 and out == '2 done, 0 skipped, 1 failed\n' and err.startswith('bad.mp4: ') and len(err.splitlines()) == 1
+    made = {p.relative_to(tmp_path/'one').as_posix(): p.read_bytes() for p in (tmp_path/'one').rglob('*') if p.is_file() and p.suffix in ('.webm', '.csv', '.png')}
+    assert len(made) == 2 * (2 + 10) and 'more/b.mkv.overlay.webm' in made
+    code, _, err = ppqg('segment', 'films', '-o', 'one', '--fps', 2)
+    assert code == 1 and '--resume' in err
+    code, out, _ = ppqg('segment', 'films', '-o', 'one', '--fps', 2, '--kinds', 'overlay.webm,csv,labels', '--resume', '--json')
+    assert code == 1 and json.loads(out)['skipped'] == ['a.mp4', 'more/b.mkv'] and list(json.loads(out)['failed']) == ['bad.mp4']
+    (tmp_path/'films'/'bad.mp4').unlink()
+    (tmp_path/'list.txt').write_text('films/a.mp4\nfilms/more/b.mkv\n')
+    code, out, err = typed('segment', 'films/**/*.m*', '-o', 'two', '--fps', '2', '--kinds', 'overlay.webm,csv,labels', '--jobs', '2')
+    assert code == 0 and out == '2 done, 0 skipped, 0 failed\n' and not err
+    assert all((tmp_path/'two'/name).read_bytes() == data for name, data in made.items())
+    assert ppqg('segment', 'list.txt', '-o', 'three', '--fps', 2, '--quiet') == (0, '', '')
+    assert len(list((tmp_path/'three').rglob('*.mp4'))) == 2
+    shards = [json.loads(ppqg('segment', 'films', '-o', 'four', '--fps', 1, '--shard', f'{i}/2', '--json')[1])['done'] for i in (1, 2)]
+    assert sorted(sum(shards, [])) == ['a.mp4', 'more/b.mkv']
+
+
+def test_quiet_and_verbose(tmp_path):
+    source = clip(tmp_path/'a.mp4')
+    assert ppqg('segment', source, '--quiet') == (0, '', '')
+    assert 'exists' in ppqg('segment', source, '-q')[2]
+    code, out, err = ppqg('segment', source, '--verbose', '--overwrite')
+    assert code == 0 and 'a_ppqg.mp4: 10 frames' in out and 'cpu, 128 pixels, batches of 1, every frame: ' in err
+
+
+def test_warnings_are_lines(tmp_path):
+    source = clip(tmp_path/'a.ts', codecs=('mpeg2video', 'mp2'), fps=25)
+    data = bytearray(source.read_bytes())
+    data[len(data)//2:len(data)//2 + 400] = bytes(400)
+    source.write_bytes(data)
+    code, _, err = ppqg('segment', source)
+    assert code == 0 and all(line.startswith('Note: ') and line.endswith('.') for line in err.splitlines())
+
+
+def test_colours_only_where_they_are_wanted(tmp_path, monkeypatch):
+    for name in ('NO_COLOR', 'COLUMNS'): monkeypatch.delenv(name, raising=False)
+    assert '\x1b' not in typed('segment', 'nix.mp4')[2]
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    assert '\x1b[1;31m' in typed('segment', 'nix.mp4')[2]
+    monkeypatch.setenv('NO_COLOR', '1')
+    assert '31m' not in typed('segment', 'nix.mp4')[2]
+
+
+def test_tables_as_json():
+    code, out, _ = ppqg('info', '--json')
+    assert code == 0 and json.loads(out)['presets']['scenes-tiny']['pixels'] == 128
+    code, out, _ = ppqg('demo', '--json')
+    assert code == 0 and len(json.loads(out)) == 2 and all(0 <= v <= 1 for row in json.loads(out) for v in row['marked'].values())
+
+
+def test_completion_is_installed_by_typer():
+    done = subprocess.run([*COMMAND, '--show-completion', 'bash'], capture_output=True, text=True)
+    assert done.returncode == 0 and '_PPQG_COMPLETE' in done.stdout
 
 
 def test_debug_shows_the_traceback():
@@ -228,7 +379,7 @@ def test_data_scenes(tmp_path):
     from ppqg_nb.scenes import CLASSES, Scenes
     line = ['data', 'scenes', 'shapes', '--kind', 'single', '--size', 32, '--dubs', 2, '--clips']
     code, out, err = ppqg(*line, 4)
-    assert code == 0 and '4 clips of test, 4 of them made now' in out and 'ppqg data check shapes' in out and 'clips' in err, err
+    assert code == 0 and '4 clips of test, 4 of them made now' in out and 'ppqg data check shapes' in out and not err, err
     before = {p: p.read_bytes() for p in (tmp_path/'shapes').rglob('*.*') if p.is_file()}
     assert '0 of them made now' in ppqg(*line, 4)[1] and '6 clips of test, 2 of them made now' in ppqg(*line, 6)[1]
     assert [p.name for p in before if p.read_bytes() != before[p]] == ['metadata.csv']
