@@ -498,7 +498,7 @@ def server(tmp_path, monkeypatch):
         def log_message(self, *args): pass
     found = ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=str(folder)))
     threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield folder, f'http://127.0.0.1:{found.server_port}', asked
+    yield folder, f'http://127.0.0.1:{found.server_port}', asked, Handler
     found.shutdown()
     found.server_close()
 
@@ -515,7 +515,7 @@ LISTS = {'a.m3u8': playlist, 'a.ffconcat': lambda address: f'ffconcat version 1.
 @pytest.mark.parametrize('called', ['', 'film.mp4'])
 def test_playlists_are_refused(tmp_path, server, name, points, called):
     "Whatever they point to, and however they are called; nobody is asked for anything."
-    folder, address, asked = server
+    folder, address, asked, _ = server
     save(folder/'secret.ts', fps=25, wave=noise())
     (tmp_path/'beside.ts').write_bytes((folder/'secret.ts').read_bytes())
     target = dict(server=f'{address}/secret.ts', beside='beside.ts', file=f'file:{folder}/secret.ts')[points]
@@ -539,7 +539,7 @@ def test_a_name_with_a_pattern_is_one_file(tmp_path):
 
 @pytest.mark.parametrize('kind', [str, Path])
 def test_an_address_needs_to_be_allowed(server, kind):
-    folder, address, asked = server
+    folder, address, asked, _ = server
     save(folder/'a.mp4', fps=25)
     for f in (probe, read_sound, lambda p: next(read_frames(p))):
         with pytest.raises(MediaError, match='is an address; allow the network with --network, in Python Address'): f(kind(f'{address}/a.mp4'))
@@ -549,7 +549,7 @@ def test_an_address_needs_to_be_allowed(server, kind):
 
 
 def test_a_film_from_an_address(tmp_path, server):
-    folder, address, asked = server
+    folder, address, asked, _ = server
     source = save(folder/'a.mp4', irregular(), wave=noise())
     there = Address(f'{address}/a.mp4')
     assert isinstance(there, str) and probe(there) == probe(source)
@@ -561,7 +561,7 @@ def test_a_film_from_an_address(tmp_path, server):
 
 def test_what_an_address_may_point_to(tmp_path, server):
     "A playlist from the network leads to the network, and to no file of this machine."
-    folder, address, asked = server
+    folder, address, asked, _ = server
     save(folder/'a.ts', fps=25, wave=noise())
     (folder/'good.m3u8').write_text(playlist('a.ts'))
     (folder/'evil.m3u8').write_text(playlist(f'file:{folder}/a.ts'))
@@ -570,3 +570,26 @@ def test_what_an_address_may_point_to(tmp_path, server):
     for bad in (f'{address}/evil.m3u8', f'{address}/worse.ffconcat', f'{address}/none.mp4', f'file:{folder}/a.ts', str(folder/'a.ts'), 'http://127.0.0.1:1/a.mp4'):
         with pytest.raises(MediaError) as e: times_of(Address(bad))
         assert str(e.value).endswith('.') and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('ends', ['cut', 'silent'])
+@pytest.mark.parametrize('part', [0, .5])
+def test_a_network_that_fails(tmp_path, server, monkeypatch, ends, part):
+    "The server closes the line, or says no more, at once or in the middle of the film."
+    monkeypatch.setattr('ppqg_nb.video.TIMEOUT', 1)
+    folder, address, _, handler = server
+    rng, stop = np.random.default_rng(0), threading.Event()
+    images = [rng.integers(0, 256, (96, 128, 3), np.uint8) for _ in range(40)]
+    data = save(folder/'a.mkv', np.arange(40) / 25, images, noise()[:, :70000], codecs=('libx264', 'flac'), qp='10').read_bytes()
+    def answer(self):
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[:int(part * len(data))])
+        self.wfile.flush()
+        if ends == 'silent': stop.wait(20)
+    monkeypatch.setattr(handler, 'do_GET', answer)
+    for f in (lambda a: list(read_frames(a)), read_sound, lambda a: copy(a, tmp_path/'copy.mp4')):
+        with pytest.raises(MediaError, match='no answer for 1 s' if ends == 'silent' else 'breaks off|can read'): f(Address(f'{address}/a.mkv'))
+    stop.set()
+    assert not list(tmp_path.glob('*copy*'))
