@@ -237,7 +237,7 @@ def open_device(name, kind, options={}):
     if form not in DEVICES or not place:
         raise MediaError(f'{name} is no input device here; name one as format:name, e.g. v4l2:/dev/video0, the format '
                          f'one of {", ".join(sorted(DEVICES))}.')
-    try: media = av.open(place, format=form, options=options)
+    try: media = av.open(place, format=form, container_options=options)
     except av.FFmpegError as e:
         raise MediaError(f'{name} cannot be opened ({e.strerror}); see that it is there, that you may read it and that no '
                          f'other program uses it, or find its name with ffmpeg -sources {form}.') from e

@@ -61,10 +61,10 @@ def open_media(source):
 
     Nothing but the file itself is opened: no playlist is followed, and no address. Raises `MediaError`.
     """
-    if isinstance(source, Address): name, how = source, dict(options=NETWORK, timeout=TIMEOUT)
+    if isinstance(source, Address): name, how = source, dict(container_options=NETWORK, timeout=TIMEOUT)
     else:
         check_file(source)
-        name, how = str(Path(source).absolute()), dict(options=FILES)   # absolute: a name like a:b.mp4 is no address
+        name, how = str(Path(source).absolute()), dict(container_options=FILES)   # absolute: a:b.mp4 is no address
     try: media = av.open(name, metadata_errors='replace', **how)        # replace: titles that are no UTF-8
     except av.FFmpegError as e:
         raise MediaError(f'{source} is no video that FFmpeg can read ({reason(e)}), and playlists are not followed; '
