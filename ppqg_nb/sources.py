@@ -39,7 +39,8 @@ def as_file(source):
         opened.callback(os.unlink, path)
         with open(handle, 'wb') as file:
             try: shutil.copyfileobj(source, file, 2**20)
-            except TypeError as e: raise MediaError('The source gives text; open it in binary mode, as in open(name, "rb").') from e
+            except TypeError as e:
+                raise MediaError('The source gives text; open it in binary mode, as in open(name, "rb").') from e
             if not file.tell(): raise MediaError('Nothing came through the pipe; see whether the command before it failed.')
         yield Path(path)
 
@@ -59,7 +60,7 @@ class Live:
     def __init__(self, rate=None, keep='all', patience=1.):
         if keep not in ('all', 'newest'): raise ValueError(f"keep is {keep!r}; it must be 'all' or 'newest'.")
         if rate is not None and not (float(rate).is_integer() and rate > 0):
-            raise ValueError(f'rate is {rate}; it must be a whole number of samples a second above zero, e.g. 48000, or None.')
+            raise ValueError(f'rate is {rate}; it must be a whole number of samples a second above zero, or None.')
         self.rate, self.keep, self.patience = rate, keep, patience
         self.frames, self.change = deque(), Condition()
         self.pushed, self.last = 0, -math.inf                   # how many frames, and the time of the last
@@ -81,7 +82,8 @@ def frame(self:Live, time, image):
     check_shape(image, '3 H W', 'The frame')
     if image.dtype != torch.uint8: raise ValueError(f'The frame is {image.dtype}; it must be torch.uint8, 0 to 255.')
     with self.change:
-        if not self.last < time < math.inf: raise ValueError(f'A frame at {time} s cannot follow one at {self.last} s; push them in order.')
+        if not self.last < time < math.inf:
+            raise ValueError(f'A frame at {time} s cannot follow one at {self.last} s; push them in order.')
         if self.keep == 'newest': self.frames.clear()
         else: self.change.wait_for(lambda: self.closed or len(self.frames) < QUEUED)
         if self.closed: return False
@@ -118,7 +120,7 @@ def end(self:Live):
 def place(self:Live, x, time):
     "Put samples `(n,)` float32 on the clock, and forget those that no frame will need"
     late = 0 if time is None else round(time * self.rate) - self.end()
-    if self.first is None or late > HELD * self.rate: self.first, self.held = self.end() + late, x  # long silence is not kept
+    if self.first is None or late > HELD * self.rate: self.first, self.held = self.end() + late, x  # no long silence
     else:
         if abs(late) <= self.rate // 20: late = 0
         self.held = torch.cat([self.held, samples_between(x, -late, max(len(x), -late))])

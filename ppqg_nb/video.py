@@ -34,7 +34,8 @@ class Address(str):
     "An address, http://… or https://…, of a film that FFmpeg may load over the network"
 
 LISTS = {'concat', 'dash', 'hls', 'imf', 'rtsp', 'sdp'}         # formats that say where the film is, and hold none
-FILES = dict(protocol_whitelist='file,pipe', format_whitelist=','.join(sorted(av.formats_available - LISTS)), pattern_type='none')
+FILES = dict(protocol_whitelist='file,pipe', pattern_type='none',
+             format_whitelist=','.join(sorted(av.formats_available - LISTS)))
 NETWORK = dict(protocol_whitelist='http,https,httpproxy,tcp,tls,crypto,data')       # and no file
 TIMEOUT = 30    # seconds without an answer
 

@@ -5,8 +5,8 @@
     python tests/memory.py 30 1800          other lengths, in seconds
     python tests/memory.py --model fake     a model that costs nothing, for the memory of the reading alone
 
-The films are made on the spot: 64 × 48 pixels, 5 frames a second, noise for sound at 48 kHz. The model that ships looks once in
-10 seconds. Each film has a process of its own. Linux only: the peak is read from /proc.
+The films are made on the spot: 64 × 48 pixels, 5 frames a second, noise for sound at 48 kHz. The model that ships looks
+once in 10 seconds. Each film has a process of its own. Linux only: the peak is read from /proc.
 """
 import argparse, re, subprocess, sys, tempfile
 from pathlib import Path
@@ -23,9 +23,10 @@ FPS, RATE, LOOKS = 5, 48000, .1
 
 
 def film(path, seconds):
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-loglevel', 'error', '-f', 'lavfi', '-i', f'testsrc2=size=64x48:rate={FPS}:duration={seconds}',
-                    '-f', 'lavfi', '-i', f'anoisesrc=sample_rate={RATE}:amplitude=.1:seed=0:duration={seconds}',
-                    '-c:v', 'libx264', '-preset', 'ultrafast', '-c:a', 'aac', '-y', path], check=True)
+    "A test picture that moves, and noise."
+    picture, sound = f'testsrc2=size=64x48:rate={FPS}', f'anoisesrc=sample_rate={RATE}:amplitude=.1:seed=0'
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-loglevel', 'error', '-f', 'lavfi', '-i', picture, '-f', 'lavfi', '-i', sound,
+                    '-t', str(seconds), '-c:v', 'libx264', '-preset', 'ultrafast', '-c:a', 'aac', '-y', path], check=True)
     return path
 
 
@@ -65,8 +66,8 @@ def main():
     for kind in ('file', 'live'):
         peaks = []
         for seconds in args.seconds:
-            done = subprocess.run([sys.executable, __file__, '--one', kind, '--model', args.model, str(seconds)], check=True, capture_output=True, text=True)
-            looks, peak = done.stdout.split()
+            command = [sys.executable, __file__, '--one', kind, '--model', args.model, str(seconds)]
+            looks, peak = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
             peaks.append(float(peak))
             print(f'{kind}  {seconds:6} s  {looks:>5} looks  {peaks[-1]:6.0f} MB', flush=True)
         grown |= max(peaks) > 1.1 * peaks[0]
