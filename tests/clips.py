@@ -62,5 +62,5 @@ def save(path, times=None, images=None, wave=None, rate=44100, codecs=('libx264'
     with av.open(str(path), 'w') as out:
         packets = film(out, times, images, codecs[0], **film_options)
         if wave is not None: packets += sing(out, wave, rate, codecs[1], start, pause, layout)
-        out.mux(packets)
+        out.mux(sorted(packets, key=lambda p: p.dts * p.time_base))         # as a device writes them, side by side
     return path

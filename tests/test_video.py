@@ -1,15 +1,22 @@
 "Files of many makes through ppqg_nb.video: one clock, upright, the right colours, and a copy that keeps them."
+import subprocess
+import threading
 import warnings
 from fractions import Fraction
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 
-from clips import SECONDS, irregular, noise, pictures, save, sing
-from ppqg_nb.video import (MediaError, VideoWriter, beside, codec, matrix, open_media, probe, read_frames, read_sound)
+from clips import SECONDS, film, irregular, noise, pictures, save, sing
+from ppqg_nb.audio import RATE, resample
+from ppqg_nb.video import (Address, MediaError, Sound, VideoWriter, beside, codec, decoded, matrix, open_media, probe, progressive,
+                           read_frames, read_sound, shown_frames, streams, upright)
 
 
 def copy(source, target):
@@ -356,3 +363,233 @@ def test_sound_that_changes_its_layout(tmp_path):
     assert abs(len(heard) / rate - 6) < .1
     assert abs(lag(noise()[0], heard[:3 * rate], rate)) < .03
     assert probe(copy(tmp_path/'both.ts', tmp_path/'copy.mp4')).channels == 1
+
+
+def ffmpeg(*args):
+    "Run the command-line FFmpeg, which makes files that PyAV cannot."
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-loglevel', 'error', *map(str, args)], check=True)
+
+
+def counted(n, size=(48, 64)): return [np.full((*size, 3), 3 * k, np.uint8) for k in range(n)]
+
+
+def test_edit_list(tmp_path):
+    "A film that was cut without encoding it again: what lies before the cut is in the file, and is neither seen nor heard."
+    wave = noise()
+    whole = save(tmp_path/'whole.mp4', images=counted(75), wave=wave, g='25')
+    ffmpeg('-ss', 1.3, '-i', whole, '-c', 'copy', tmp_path/'cut.mp4')
+    with av.open(str(tmp_path/'cut.mp4'), options=dict(ignore_editlist='1')) as media:
+        assert sum(1 for _ in media.decode(video=0)) == 50      # from the key frame at 1 s on
+    frames = list(read_frames(tmp_path/'cut.mp4'))
+    assert 42 <= len(frames) <= 43 and frames[0].time < .04
+    for f in frames: assert abs(f.image.float().mean() / 3 / 25 - (f.time + 1.3)) < .06        # a frame, and rounding
+    heard, rate = read_sound(tmp_path/'cut.mp4')
+    assert abs(lag(wave[0, round(1.3 * rate):], heard, rate)) < .03 and abs(len(heard) / rate - 1.7) < .05
+
+
+@pytest.mark.parametrize('before', [1, 70], ids=lambda s: f'{s} s before')
+def test_timestamps_that_wrap(tmp_path, before):
+    "A broadcast counts to 2**33 ticks, 26.5 hours, and goes on from 0; here in the middle of the film."
+    seconds = before + 2
+    source = save(tmp_path/'plain.ts', np.arange(seconds * 5) / 5, counted(80, (32, 32)) * 7, wave=np.tile(noise(8000), (1, 24))[:, :8000 * seconds], rate=8000,
+                  fps=5, preset='ultrafast')
+    ffmpeg('-i', source, '-c', 'copy', '-muxdelay', 0, '-muxpreload', 0, '-output_ts_offset', 2**33 / 90000 - before, tmp_path/'wrapped.ts')
+    with av.open(str(tmp_path/'wrapped.ts'), options=dict(correct_ts_overflow='0')) as media:
+        ticks = [p.pts for p in media.demux(video=0) if p.pts is not None]
+        assert ticks[-1] < ticks[0]                             # it does wrap
+    plain, wrapped = times_of(source), times_of(tmp_path/'wrapped.ts')
+    assert len(wrapped) == seconds * 5 and np.abs(np.diff(wrapped) - .2).max() < .001 and abs(wrapped[0] - plain[0]) < .05
+    (x, rate), (y, _) = read_sound(source), read_sound(tmp_path/'wrapped.ts')
+    assert abs(lag(x, y, rate) - (wrapped[0] - plain[0])) < .002 and abs(len(x) - len(y)) < .1 * rate
+
+
+@pytest.mark.parametrize('start, length', [(.5, 3), (0, 1), (1., 1.)], ids=['late', 'short', 'both'])
+def test_sound_that_begins_late_or_ends_early(tmp_path, start, length):
+    rate, wave = 16000, .3 * np.ones((1, round(16000 * length)))
+    source = save(tmp_path/'a.mkv', irregular(), wave=wave, rate=rate, codecs=('libx264', 'flac'), start=start)
+    with Sound(source) as sound: heard = sound.piece(0, 5 * RATE)
+    a, b = round(start * RATE), round((start + length) * RATE)
+    assert heard[a + 16:b - 16].min() > .29 and heard[:max(0, a - 16)].abs().sum() == 0 and heard[b + 16:].abs().sum() == 0
+
+
+def test_every_track_is_on_the_clock(tmp_path):
+    "Two tracks of pictures and two of sound; the second of each begins later."
+    with av.open(str(tmp_path/'a.mkv'), 'w') as out:
+        for k in range(2):
+            packets = film(out, .4 * k + np.arange(20) / 10, [np.full((32, 32, 3), 60 + 100 * k, np.uint8)] * 20)
+            packets += sing(out, np.full((1, 16000), .2 + .2 * k), 16000, 'flac', start=.5 * k)
+            if k == 0: first = packets
+        out.mux(first + packets)
+    for k in range(2):
+        frames = list(read_frames(tmp_path/'a.mkv', view=k))
+        assert abs(frames[0].time - .4 * k) < .002 and abs(frames[0].image.float().mean() - 60 - 100 * k) < 4
+        with Sound(tmp_path/'a.mkv', track=k) as sound: heard = sound.piece(0, 2 * RATE)
+        assert abs(heard.max() - .2 - .2 * k) < .01 and abs(int((heard > .1).nonzero()[0]) - 8000 * k) < 20
+
+
+def moving(k):
+    image = np.full((96, 160, 3), 60, np.uint8)
+    image[np.add.outer(np.arange(96), np.arange(160)) % 24 < 6] = 100
+    image[30:66, 8 * k % 120:8 * k % 120 + 40] = (220, 150, 60)
+    return image
+
+
+def woven(k, first):
+    "Two fields in a frame: the even rows first, or the odd ones."
+    rows = np.arange(96)[:, None, None] % 2
+    return np.where(rows == first, moving(2 * k), moving(2 * k + 1))
+
+
+@pytest.mark.parametrize('order', ['tff', 'bff'])
+@pytest.mark.parametrize('suffix, coding', [('.mkv', ['libx264', '-crf', 8]), ('.mpg', ['mpeg2video', '-qscale:v', 2])], ids=['h264', 'mpeg2'])
+def test_interlaced(tmp_path, order, suffix, coding):
+    images = [woven(k, order == 'bff') for k in range(20)]
+    source = save(tmp_path/'fields.mkv', np.arange(20) / 25, images, codecs=('ffv1', 'flac'), pix_fmt='bgr0')
+    tape = tmp_path/f'tape{suffix}'
+    ffmpeg('-i', source, '-vf', f'scale=interl=1,format=yuv420p,setfield={order}', '-c:v', *coding, '-flags', '+ilme+ildct', tape)
+    with open_media(tape) as media: asis = list(decoded(media, streams(media)[0]))
+    frames = list(read_frames(tape))
+    assert asis[0].interlaced_frame and len(frames) == len(asis) == 20
+    assert np.abs(np.diff([f.time for f in frames]) - .04).max() < .002
+    seen = [torch.from_numpy(moving(2 * k)).permute(2, 0, 1).float() for k in range(20)]
+    error = np.mean([(f.image - x).abs().mean() for f, x in zip(frames, seen)])
+    teeth = np.mean([(upright(f) - x).abs().mean() for f, x in zip(asis, seen)])
+    assert error < .75 * teeth
+    assert probe(tape).width == 160 and len(times_of(copy(tape, tmp_path/'copy.mp4'))) == 20
+
+
+def test_progressive_frames_are_not_touched(tmp_path):
+    "Neither where all are, nor between interlaced ones; and a size may change in between."
+    kinds = dict(plain=dict(), fields={'x264-params': 'bff=1'}, small=dict(images=pictures(np.arange(5) / 25, (30, 40))))
+    frames = {}
+    for name, options in kinds.items():
+        with av.open(str(save(tmp_path/f'{name}.mkv', np.arange(5) / 25, **options))) as media: frames[name] = list(media.decode(video=0))
+    assert [f is g for f, g in zip(progressive(iter(frames['plain'])), frames['plain'])] == [True] * 5
+    mixed = frames['fields'] + frames['plain'] + frames['small'] + frames['fields']
+    for k, f in enumerate(mixed): f.pts = 40 * k
+    out = list(progressive(iter(mixed)))
+    assert [round(f.time, 6) for f in out] == [round(f.time, 6) for f in mixed] and len(out) == 20
+    for a, b in list(zip(out, mixed))[5:15]: assert np.array_equal(a.to_ndarray(), b.to_ndarray())
+
+
+@pytest.mark.parametrize('name, codec, pix_fmt', [('a.mov', 'png', 'rgba'), ('a.mov', 'prores_ks', 'yuva444p10le'), ('a.mkv', 'ffv1', 'bgra'),
+                                                  ('a.webm', 'libvpx-vp9', 'yuva420p')], ids=['png', 'prores', 'ffv1', 'vp9'])
+def test_alpha_is_left_out(tmp_path, name, codec, pix_fmt):
+    "Opaque, half transparent or not to be seen at all: the colours are those in the file."
+    image = np.zeros((48, 96, 4), np.uint8)
+    image[..., :3], image[..., 3] = (200, 100, 50), np.repeat([255, 128, 0], 32)
+    with av.open(str(tmp_path/name), 'w') as out:
+        video = out.add_stream(codec, rate=25)
+        video.width, video.height, video.pix_fmt = 96, 48, pix_fmt
+        out.mux([p for _ in range(3) for p in video.encode(av.VideoFrame.from_ndarray(image, 'rgba').reformat(format=pix_fmt))])
+        out.mux(video.encode(None))
+    found = next(read_frames(tmp_path/name)).image
+    assert found.shape == (3, 48, 96) and (found[:, 8:40, 4::8].int() - torch.tensor([200, 100, 50])[:, None, None]).abs().max() <= 4
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    "A folder that is served over HTTP, its address, and what was asked for."
+    for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'): monkeypatch.delenv(name, raising=False)
+    asked, folder = [], tmp_path/'served'
+    folder.mkdir()
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self): asked.append(self.path); super().do_GET()
+        def log_message(self, *args): pass
+    found = ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=str(folder)))
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield folder, f'http://127.0.0.1:{found.server_port}', asked, Handler
+    found.shutdown()
+    found.server_close()
+
+
+def playlist(address): return f'#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{address}\n#EXT-X-ENDLIST\n'
+
+LISTS = {'a.m3u8': playlist, 'a.ffconcat': lambda address: f'ffconcat version 1.0\nfile {address}\n',
+         'a.sdp': lambda address: 'v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n',
+         'a.mpd': lambda address: f'<MPD><Period><AdaptationSet mimeType="video/mp4"><Representation id="1"><BaseURL>{address}</BaseURL>'
+                                  '</Representation></AdaptationSet></Period></MPD>'}
+
+@pytest.mark.parametrize('points', ['server', 'beside', 'file'])
+@pytest.mark.parametrize('name', LISTS)
+@pytest.mark.parametrize('called', ['', 'film.mp4'])
+def test_playlists_are_refused(tmp_path, server, name, points, called):
+    "Whatever they point to, and however they are called; nobody is asked for anything."
+    folder, address, asked, _ = server
+    save(folder/'secret.ts', fps=25, wave=noise())
+    (tmp_path/'beside.ts').write_bytes((folder/'secret.ts').read_bytes())
+    target = dict(server=f'{address}/secret.ts', beside='beside.ts', file=f'file:{folder}/secret.ts')[points]
+    path = tmp_path/(called or name)
+    path.write_text(LISTS[name](target))
+    for f in (probe, read_sound, lambda p: next(read_frames(p))):
+        with pytest.raises(MediaError, match='playlists are not followed') as e: f(path)
+        assert str(e.value).endswith('.') and '\n' not in str(e.value)
+    assert asked == []
+
+
+def test_a_name_with_a_pattern_is_one_file(tmp_path):
+    for name, value in (('a%03d.png', 10), ('a001.png', 200)):
+        with av.open(str(tmp_path/'one.png'), 'w', format='image2', options=dict(update='1')) as out:
+            picture = out.add_stream('png', rate=25)
+            picture.width, picture.height, picture.pix_fmt = 32, 32, 'rgb24'
+            out.mux(picture.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), value, np.uint8), 'rgb24')) + picture.encode(None))
+        (tmp_path/'one.png').rename(tmp_path/name)
+    assert [int(f.image[0, 0, 0]) for f in read_frames(tmp_path/'a%03d.png')] == [10]
+
+
+@pytest.mark.parametrize('kind', [str, Path])
+def test_an_address_needs_to_be_allowed(server, kind):
+    folder, address, asked, _ = server
+    save(folder/'a.mp4', fps=25)
+    for f in (probe, read_sound, lambda p: next(read_frames(p))):
+        with pytest.raises(MediaError, match='is an address; allow the network with --network, in Python Address'): f(kind(f'{address}/a.mp4'))
+    for other in ('rtsp://127.0.0.1/a', 'concat:/etc/hosts', 'subfile:/etc/hosts', 'data:video/mp4,x'):
+        with pytest.raises(MediaError): probe(kind(other))
+    assert asked == []
+
+
+def test_a_film_from_an_address(tmp_path, server):
+    folder, address, asked, _ = server
+    source = save(folder/'a.mp4', irregular(), wave=noise())
+    there = Address(f'{address}/a.mp4')
+    assert isinstance(there, str) and probe(there) == probe(source)
+    assert all(a.time == b.time and torch.equal(a.image, b.image) for a, b in zip(read_frames(there), read_frames(source), strict=True))
+    assert torch.equal(read_sound(there)[0], read_sound(source)[0])
+    assert copy(there, tmp_path/'a.mp4').read_bytes() == copy(source, tmp_path/'b.mp4').read_bytes()
+    assert set(asked) == {'/a.mp4'}
+
+
+def test_what_an_address_may_point_to(tmp_path, server):
+    "A playlist from the network leads to the network, and to no file of this machine."
+    folder, address, asked, _ = server
+    save(folder/'a.ts', fps=25, wave=noise())
+    (folder/'good.m3u8').write_text(playlist('a.ts'))
+    (folder/'evil.m3u8').write_text(playlist(f'file:{folder}/a.ts'))
+    (folder/'worse.ffconcat').write_text(f'ffconcat version 1.0\nfile file:{folder}/a.ts\n')
+    assert len(times_of(Address(f'{address}/good.m3u8'))) == 75
+    for bad in (f'{address}/evil.m3u8', f'{address}/worse.ffconcat', f'{address}/none.mp4', f'file:{folder}/a.ts', str(folder/'a.ts'), 'http://127.0.0.1:1/a.mp4'):
+        with pytest.raises(MediaError) as e: times_of(Address(bad))
+        assert str(e.value).endswith('.') and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('ends', ['cut', 'silent'])
+@pytest.mark.parametrize('part', [0, .5])
+def test_a_network_that_fails(tmp_path, server, monkeypatch, ends, part):
+    "The server closes the line, or says no more, at once or in the middle of the film."
+    monkeypatch.setattr('ppqg_nb.video.TIMEOUT', 1)
+    folder, address, _, handler = server
+    rng, stop = np.random.default_rng(0), threading.Event()
+    images = [rng.integers(0, 256, (96, 128, 3), np.uint8) for _ in range(40)]
+    data = save(folder/'a.mkv', np.arange(40) / 25, images, noise()[:, :70000], codecs=('libx264', 'flac'), qp='10').read_bytes()
+    def answer(self):
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[:int(part * len(data))])
+        self.wfile.flush()
+        if ends == 'silent': stop.wait(20)
+    monkeypatch.setattr(handler, 'do_GET', answer)
+    for f in (lambda a: list(read_frames(a)), read_sound, lambda a: copy(a, tmp_path/'copy.mp4')):
+        with pytest.raises(MediaError, match='no answer for 1 s' if ends == 'silent' else 'breaks off|can read'): f(Address(f'{address}/a.mkv'))
+    stop.set()
+    assert not list(tmp_path.glob('*copy*'))
