@@ -118,18 +118,16 @@ def read_card(path):
     "The card of a file that `export` wrote, without running or unpickling anything; a `ValueError` where it has none"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'There is no file {path}; name an .onnx or .pt2 file.')
+    if path.suffix != '.pt2': onnx_packages()
     try:
         if path.suffix == '.pt2':
             with zipfile.ZipFile(path) as z:
                 text, = (z.read(n) for n in z.namelist() if n.endswith('/extra/ppqg_nb.json'))
         else:
-            onnx_packages()
             import onnx
             text = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}['ppqg_nb']
         return json.loads(text)
-    except Exception as e:
-        if isinstance(e, ValueError) and 'pip install' in str(e): raise
-        raise ValueError(f'{path} holds no card of ppqg_nb; write it with ppqg convert --to.') from e
+    except Exception as e: raise ValueError(f'{path} holds no card of ppqg_nb; write it with ppqg convert --to.') from e
 
 # %% ../nbs/25f_export.ipynb #25f-026
 def opened(path):
