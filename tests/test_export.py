@@ -13,10 +13,11 @@ from ppqg_nb.core import preset
 from ppqg_nb.export import FORMATS, LIMIT, Maps, as_text, card, export, opened, read_card, speed, trial, trials
 from ppqg_nb.vct import VCT
 
-# two shifted-window encoders, gates, several heads: the code of the released presets, with fewer layers and channels
+# two encoders, gates, several heads: the code of the released presets, with fewer layers and channels and another backbone
 SMALL = dict(image_size=64, hidden=16, pixel_mlp=(16,), pixel_layers=1, pixel_ffn=16, num_queries=4, layers=2, heads=2,
-             ffn=16, vggish_width=.1, audio_hidden=(16,), backbone='swin_tiny_patch4_window7_224', levels=('audio', 'V4'),
-             backbone_options=dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window_size=4))
+             ffn=16, vggish_width=.1, audio_hidden=(16,), backbone='test_resnet', levels=('audio', 'V4'))
+WINDOWS = dict(backbone='swin_tiny_patch4_window7_224',
+               backbone_options=dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window_size=4))
 
 
 @pytest.fixture(scope='module')
@@ -71,6 +72,14 @@ def test_card_is_enough_in_onnxruntime(files):
         assert [n if isinstance(n, int) else '' for n in i.shape] == [n if isinstance(n, int) else '' for n in shape]
     onnx.checker.check_model(files['onnx'][0], full_check=True)
     assert onnx.load(files['onnx'][0]).opset_import[0].version == 18
+
+
+def test_shifted_windows_at_one_size(tmp_path):
+    torch.manual_seed(0)
+    model = VCT(replace(preset('released-avss-swin-base-384'), **SMALL | WINDOWS)).eval()
+    report = export(model, tmp_path/'a.onnx', 'onnx', size=64)
+    assert list(report['apart']) == [(1, 64, 64), (2, 64, 64), (3, 64, 64)] and max(report['apart'].values()) <= LIMIT
+    assert read_card(tmp_path/'a.onnx')['inputs']['regions']['shape'] == ['T', 3, 64, 64]
 
 
 def test_a_file_that_says_something_else_is_not_kept(tiny, tmp_path, monkeypatch):
