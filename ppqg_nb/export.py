@@ -62,7 +62,7 @@ def constant_padding(model):
 LEAST = 64      # the smallest open side
 
 def trace(model, size=None):
-    "The `ExportedProgram` of `Maps`: any T; H and W multiples of 32, from `LEAST` on, or with `size` frames of that side only"
+    "The `ExportedProgram` of `Maps`: any T, and sides that are multiples of 32 from `LEAST` on, or `size` alone"
     T, h, w = Dim('T', max=4096), *(Dim(side, min=LEAST // 32, max=128) for side in 'hw')
     given = trial(model.config, 2, *((size, size) if size else (160, 192)))
     pictures = {0: T} if size else {0: T, 2: 32 * h, 3: 32 * w}
@@ -74,22 +74,23 @@ def trace(model, size=None):
 SOUND = dict(rate=RATE, samples=SPAN, window=WINDOW, hop=HOP, fft=FFT, bands=BANDS, low=LOW, high=HIGH, offset=OFFSET)
 STEPS = dict(
     frames='RGB, scaled to H x W (bilinear, with antialiasing), divided by 255.',
-    patches='For each frame the 15600 samples of mono sound at 16 kHz, in [-1, 1], that are centred on its time, silence outside of '
-            'the recording. Windows of 400 samples every 160, none padded; periodic Hann window; magnitude of the FFT of length 512; '
-            '64 triangles of height 1, linear and evenly spaced in mel = 1127 ln(1 + Hz / 700) from 125 to 7500 Hz, bin 0 left '
-            'out; ln(x + 0.01). 96 windows by 64 bands.',
+    patches='For each frame the 15600 samples of mono sound at 16 kHz, in [-1, 1], that are centred on its time, silence '
+            'outside of the recording. Windows of 400 samples every 160, none padded; periodic Hann window; magnitude of the '
+            'FFT of length 512; 64 triangles of height 1, linear and evenly spaced in mel = 1127 ln(1 + Hz / 700) from 125 to '
+            '7500 Hz, bin 0 left out; ln(x + 0.01). 96 windows by 64 bands.',
     regions='The region map of each frame, RGB, scaled like it but to the nearest pixel, divided by 255.')
 
 def card(config, size=None, name='', licence=None):
     "What a user of the file must know, as a dict for JSON; `name` and `licence` are of the weights"
     sides = [size, size] if size else ['H', 'W']
-    inputs = {k: dict(shape=['T', 3, *sides], dtype='float32', range=[0, 1], steps=STEPS[k]) for k in INPUTS[:2 + config.regions]}
+    inputs = {k: dict(shape=['T', 3, *sides], dtype='float32', range=[0, 1], steps=STEPS[k])
+              for k in INPUTS[:2 + config.regions]}
     inputs['patches'] |= dict(shape=['T', FRAMES, BANDS], range=None, sound=SOUND)
     return dict(
         made_by=f'ppqg_nb {__version__}', name=name, licence=licence, inputs=inputs,
         size=dict(trained=config.image_size, multiple_of=32, least=LEAST),
         output=dict(name='maps', shape=['T', 'K', *sides], dtype='float32',
-                    steps='Not below 0. The class of a pixel is the index of the largest of its K values; 0 is the background.'),
+                    steps='Not below 0. The class of a pixel is the index of the largest of its K values; 0: background.'),
         classes=list(config.classes))
 
 # %% ../nbs/25f_export.ipynb #25f-020
@@ -117,18 +118,16 @@ def read_card(path):
     "The card of a file that `export` wrote, without running or unpickling anything; a `ValueError` where it has none"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'There is no file {path}; name an .onnx or .pt2 file.')
+    if path.suffix != '.pt2': onnx_packages()
     try:
         if path.suffix == '.pt2':
             with zipfile.ZipFile(path) as z:
                 text, = (z.read(n) for n in z.namelist() if n.endswith('/extra/ppqg_nb.json'))
         else:
-            onnx_packages()
             import onnx
             text = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}['ppqg_nb']
         return json.loads(text)
-    except Exception as e:
-        if isinstance(e, ValueError) and 'pip install' in str(e): raise
-        raise ValueError(f'{path} holds no card of ppqg_nb; write it with ppqg convert --to.') from e
+    except Exception as e: raise ValueError(f'{path} holds no card of ppqg_nb; write it with ppqg convert --to.') from e
 
 # %% ../nbs/25f_export.ipynb #25f-026
 def opened(path):
