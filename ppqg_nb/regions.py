@@ -84,7 +84,9 @@ def read_png(path, size, modes):
         with Image.open(path, formats=['PNG']) as picture:
             mode, found = picture.mode, picture.size[::-1]
             if mode in modes and found == size: return np.array(picture.convert('RGB') if 'RGB' in modes else picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except Image.DecompressionBombError:
+        raise ValueError(f'{path} claims more pixels than any frame has; write it again in the size of its frame.') from None
+    except (OSError, SyntaxError, ValueError) as e:
         raise ValueError(f'{path} is damaged or no PNG; write it again as PNG (JPEG would change the colours).') from e
     check_size(path, found, size)
     raise ValueError(f'{path} is a picture of mode {mode}; it must be one of {", ".join(modes)}.')
