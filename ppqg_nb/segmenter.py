@@ -246,6 +246,7 @@ def check_settings(source, fps, hold, start, end, view):
     if not 0 <= start < end: raise ValueError(f'start is {start} and end is {end}; they must be 0 ≤ start < end, in seconds.')
     if hold not in (None, 'last', 'linear'): raise ValueError(f"hold is {hold!r}; it must be 'last' or 'linear'.")
     if hold != 'linear' or not fps: return
+    if source is None: raise ValueError("hold is 'linear', which waits for the next look; of a live input let it be 'last'.")
     m = probe(source, view)
     if (size := m.fps / fps * 3 * m.width * m.height) > WAITING:
         raise ValueError(f"hold is 'linear', and {size / 2**30:.1f} GiB of frames would lie in memory between two looks; "
@@ -271,10 +272,10 @@ def stream(self:Segmenter,
     """
     empty, live = True, isinstance(source, Live)
     with ExitStack() as stack:
+        path = None if live else stack.enter_context(as_file(source))
+        check_settings(path, fps, hold, start, end, view)
         if live: pairs = stack.enter_context(closing(self.live_pairs(source, fps, hold, silent)))
         else:
-            path = stack.enter_context(as_file(source))
-            check_settings(path, fps, hold, start, end, view)
             sound = stack.enter_context(nullcontext(torch.zeros(0)) if silent else Sound(path, track))
             pairs = self.pairs(path, fps, hold, start, end, sound, view)
             pairs = stack.enter_context(closing(ahead(pairs, max(2, self.batch))))

@@ -285,7 +285,7 @@ def test_reads_as_it_goes(source):
     assert len(model.frames) == 2
 
 
-@pytest.mark.parametrize('fps, hold', [(None, None), (5, None), (5, 'last'), (2, 'linear')])
+@pytest.mark.parametrize('fps, hold', [(None, None), (5, None), (5, 'last'), (2, 'last')])
 def test_live_frames_hear_what_was_before_them(fps, hold):
     "Looks on the grid; each hears the 0.975 s that end at its frame, whatever the batch of the segmenter."
     times, model = [n / 10 for n in range(20)], Fake()
@@ -314,6 +314,11 @@ def test_live_input_can_be_left_and_ends_in_time():
     with Live() as live:
         for n in range(5): live.frame(n, torch.zeros(3, 48, 64, dtype=torch.uint8))
         assert [s.time for s in Segmenter(Fake()).stream(live, start=1, end=3)] == [1, 2]
+
+
+@pytest.mark.parametrize('wrong', [dict(fps=0), dict(fps=math.nan), dict(fps=math.inf), dict(start=3, end=1), dict(hold='cubic'), dict(fps=1, hold='linear')], ids=str)
+def test_nonsense_of_a_live_input_is_said(wrong):
+    with Live() as live, pytest.raises(ValueError, match='must be|let it be'): next(Segmenter(Fake()).stream(live, **wrong))
 
 
 def test_open_files_and_pipes(source, tmp_path, monkeypatch):
