@@ -48,7 +48,7 @@ def sentences(
 ):
     "Turn an error into one sentence and exit code 1, an interruption into exit code 130, and warnings into lines"
     def note(message, category, *where):
-        if category is UserWarning: screen.print('[yellow]Note:[/]', escape(printable(str(message))), highlight=False, soft_wrap=True)
+        if category is UserWarning: screen.print('[yellow]Warning:[/]', escape(printable(str(message))), highlight=False, soft_wrap=True)
     with warnings.catch_warnings():
         warnings.showwarning = note
         try: yield

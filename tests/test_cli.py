@@ -289,7 +289,7 @@ def test_warnings_are_lines(tmp_path):
     data[len(data)//2:len(data)//2 + 400] = bytes(400)
     source.write_bytes(data)
     code, _, err = ppqg('segment', source)
-    assert code == 0 and all(line.startswith('Note: ') and line.endswith('.') for line in err.splitlines())
+    assert code == 0 and all(line.startswith('Warning: ') and line.endswith('.') for line in err.splitlines())
 
 
 def test_colours_only_where_they_are_wanted(tmp_path, monkeypatch):
