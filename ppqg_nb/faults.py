@@ -187,7 +187,8 @@ def frames_in(path):
 
 def seen_lines(folder):
     "The lines that the command left for a user to see: errors and warnings, and the last line of its output"
-    out, err = (folder.with_suffix(f'.{name}').read_text('utf-8', 'replace').splitlines() for name in ('stdout', 'stderr'))
+    out, err = (re.sub('\x1b.*?[a-zA-Z]', '', folder.with_suffix(f'.{name}').read_text('utf-8', 'replace')).splitlines()
+                for name in ('stdout', 'stderr'))       # without what moves a cursor
     err = [line.strip(' │') for line in err if line.strip(' │') and not re.search(r'^(Usage: |Try |╭|╰)|━|\d%', line)]
     if err and err[-1].startswith('Invalid value'): err[-1] = f'Error: {err[-1]}'         # the box of Typer, exit code 2
     return [line.replace(f'{folder}{os.sep}', '') for line in err + out[-1:] if line.strip()]
@@ -410,7 +411,7 @@ def outcomes(jobs, workers=1):
     "Yield the `Outcome` of each job (see `try_one`), in order, in so many processes of their own"
     with ProcessPoolExecutor(workers, get_context('spawn'), get_ready) as pool: yield from pool.map(try_one, jobs)
 
-# %% ../nbs/25g_faults.ipynb #25g-041
+# %% ../nbs/25g_faults.ipynb #25g-043
 @lru_cache
 def whole_film(kind):
     "The bytes of a film of 5 frames, a fifth of a second, that is to be broken"
@@ -442,7 +443,7 @@ def fuzzed(kind, k, seed=0):
     f = FUZZERS[k % len(FUZZERS)]
     return f'{f.__name__} {k}', f(whole_film(kind), np.random.default_rng([seed, k, *kind.encode()]))
 
-# %% ../nbs/25g_faults.ipynb #25g-044
+# %% ../nbs/25g_faults.ipynb #25g-046
 def write_outcomes(path, rows):
     "Outcomes as a CSV, in place of the one that was there"
     with beside(path) as part, open(part, 'w', newline='', encoding='utf-8') as file:
@@ -456,7 +457,7 @@ def read_outcomes(path=None):
     _, *lines = csv.reader(path.read_text(encoding='utf-8').splitlines())
     return [Outcome(*line[:3], int(line[3]), *line[4:6], int(line[6])) for line in lines]
 
-# %% ../nbs/25g_faults.ipynb #25g-046
+# %% ../nbs/25g_faults.ipynb #25g-048
 def count_outcomes(rows):
     "How often each verdict in each group, in lines of text"
     verdicts = list(dict.fromkeys([*GOOD, *sorted({o.verdict for o in rows})]))
@@ -466,7 +467,7 @@ def count_outcomes(rows):
         lines.append(f'{group:8}' + ''.join(f'{found[v]:13}' for v in verdicts))
     return '\n'.join(lines)
 
-# %% ../nbs/25g_faults.ipynb #25g-054
+# %% ../nbs/25g_faults.ipynb #25g-056
 EXPECTED = {'SIGKILL': 'killed'}        # what is no good end and no defect
 
 def main(argv=None):
@@ -485,5 +486,5 @@ def main(argv=None):
     if args.out: write_outcomes(args.out, rows)
     sys.exit(any(o.verdict not in (*GOOD, EXPECTED.get(o.fault)) for o in rows))
 
-# %% ../nbs/25g_faults.ipynb #25g-055
+# %% ../nbs/25g_faults.ipynb #25g-057
 if __name__ == '__main__' and globals().get('__spec__'): main()      # a command, and not a notebook
