@@ -12,7 +12,7 @@ __all__ = ['screen', 'errors', 'app', 'Debug', 'Quiet', 'Json', 'RANDOM', 'LARGE
            'heard_from_ffmpeg', 'demo', 'parameters', 'versions', 'info', 'main']
 
 # %% ../nbs/27_cli.ipynb #27-002
-import json, os, platform, shutil, signal, sys, time, warnings
+import json, os, platform, re, shutil, signal, sys, time, warnings
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,10 +36,11 @@ def printable(text):
 
 def sentence(error):
     "What to say of an error: its own words if it was foreseen, else that it is a defect"
-    ours = type(error) is MemoryError and str(error)
-    if ours or isinstance(error, (ValueError, OSError)): return str(error)
-    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and 'memory' in str(error):
-        return 'Memory ran out; choose a smaller --size, or close other programs.'
+    if type(error) is MemoryError and str(error): return str(error)         # ours
+    full = isinstance(error, RuntimeError) and re.search("memory|can't start new thread", str(error))
+    if full or isinstance(error, (MemoryError, BlockingIOError)):
+        return 'There is not enough free memory; close other programs, or scale the film down.'
+    if isinstance(error, (ValueError, OSError)): return str(error)
     return f'{type(error).__name__}: {error}. This is a defect of ppqg_nb: run again with --debug and report what it prints.'
 
 @contextmanager
