@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['ALSO', 'SMALL', 'TABLE', 'GUARDED', 'LIMITS', 'STAGES', 'stages', 'inputs', 'loss_stage', 'Counted', 'Cost',
-           'attention', 'reading', 'cost', 'light', 'costs', 'write_table', 'versions', 'changed', 'interleaved',
-           'summary', 'ceilings', 'around', 'pair', 'growth', 'machine', 'described', 'training', 'chosen', 'bench',
-           'counter', 'report', 'main']
+           'attention_flops', 'reading_flops', 'cost', 'light', 'costs', 'write_table', 'versions', 'changed',
+           'interleaved', 'summary', 'ceilings', 'around', 'pair', 'growth', 'machine', 'described', 'training',
+           'chosen', 'bench', 'counter', 'report', 'stacked', 'gathered', 'folded', 'pooled', 'compared', 'tries',
+           'write_tries', 'main']
 
 # %% ../nbs/32_benchmarks.ipynb #32-003
 import argparse, json, math, os, platform, sys, time, weakref
 import numpy as np, torch
 import torch.nn.functional as F
+from copy import deepcopy
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
@@ -19,17 +21,22 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
+from timm.layers import BatchNormAct2d
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from .audio import RATE, log_mel_patches
 from .core import PRESETS, example_path, preset
 from .losses import criterion
+from .masks import upsample
 from .metrics import score
+from .pixel_decoder import deformable_attention, reference_points
 from .pyramid import normalize, pad_to
 from .queries import Generated
 from .segmenter import Segmenter, segment_file
-from .vct import VCT, Layer, Prediction, Seen, offline
+from .vct import SHIPPED, VCT, Layer, Prediction, Seen, offline
 from .video import VideoWriter, beside, read_frames
 
 # %% ../nbs/32_benchmarks.ipynb #32-007
@@ -107,9 +114,15 @@ class Cost(NamedTuple):
     peak_bytes: int     # above its inputs and weights
     bytes: int          # that it must read or write at least once
 
-def attention(q, k, v, *rest, out_shape=None, **options): return sdpa_flop_count(q, k, v)
-def reading(maps, grid, *rest, out_shape=None, **options): return 8 * math.prod(out_shape)   # two for each of 4 corners
-ALSO = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention, torch.ops.aten.grid_sampler_2d: reading}
+def attention_flops(q, k, v, *rest, out_shape=None, **options):
+    "Operations of attention from the shapes of q, k and v"
+    return sdpa_flop_count(q, k, v)
+
+def reading_flops(maps, grid, *rest, out_shape=None, **options):
+    "Operations of bilinear reading: multiply and add for each of four corners of each value"
+    return 8 * math.prod(out_shape)
+
+ALSO = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops, torch.ops.aten.grid_sampler_2d: reading_flops}
 
 def cost(work):
     "The `Cost` of a function without arguments"
@@ -139,8 +152,9 @@ def write_table(path):
     with beside(path) as part: Path(part).write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
 
 # %% ../nbs/32_benchmarks.ipynb #32-023
-def versions(): return {name: version(name) for name in ('ppqg_nb', 'torch', 'timm', 'numpy', 'av')} | {
-    'python': platform.python_version()}
+def versions():
+    "Versions of this package and of what its speed depends on: a dict"
+    return dict({name: version(name) for name in ('ppqg_nb', 'torch', 'timm', 'numpy', 'av')}, python=platform.python_version())
 
 def changed(found, wanted, slack=.02):
     "A sentence for each number of a stage that is more than `slack` off the table; both as `costs` gives them"
@@ -150,7 +164,7 @@ def changed(found, wanted, slack=.02):
         if abs(new - old) > slack * old: told.append(f'{stage}: {name} {old:,} -> {new:,} ({new / max(old, 1) - 1:+.1%}).')
     return sorted(told)
 
-# %% ../nbs/32_benchmarks.ipynb #32-030
+# %% ../nbs/32_benchmarks.ipynb #32-028
 def interleaved(works, rounds, device='cpu', seen=lambda: None):
     "Seconds of each function, called in turn: for each name `(rounds, 2)`, on the wall and of the processor"
     def now():
@@ -170,7 +184,7 @@ def summary(times):
     low, mid, high = np.quantile(times, (.25, .5, .75), axis=0)
     return dict(seconds=mid[0], quartiles=[low[0], high[0]], cpu_seconds=mid[1], cpu_quartiles=[low[1], high[1]])
 
-# %% ../nbs/32_benchmarks.ipynb #32-033
+# %% ../nbs/32_benchmarks.ipynb #32-031
 def ceilings(device='cpu'):
     "What measures the machine: for each name a function, and how many operations or bytes a call is"
     n, big = (1024, 2**24) if torch.device(device).type == 'cpu' else (8192, 2**28)
@@ -181,7 +195,7 @@ def ceilings(device='cpu'):
             'convolution': (lambda: F.conv2d(x, w, padding=1), 2 * 256 * 256 * 9 * 96 * 96),
             'memory': (lambda: copy.copy_(long), 2 * 4 * big)}
 
-# %% ../nbs/32_benchmarks.ipynb #32-036
+# %% ../nbs/32_benchmarks.ipynb #32-034
 def around(model, size=None, device='cpu', folder='.'):
     "The stages that have no arithmetic to speak of: for each name a function, and how many seconds or frames a call is"
     c, sound, clip = model.config, torch.randn(10 * RATE, generator=torch.Generator().manual_seed(0)), example_path()
@@ -189,21 +203,23 @@ def around(model, size=None, device='cpu', folder='.'):
     whole = Segmenter(model, size, device, (lambda image, name: image) if c.regions else None)
     target = torch.randint(K, (1, 5, 224, 224), generator=torch.Generator().manual_seed(0))
     maps = F.one_hot(target, K).movedim(-1, 2).float()
-    def encode():
-        with VideoWriter(Path(folder) / 'encoded.mp4', clip) as writer:
-            for f in shown: writer.write(f.time, f.image)
-    return {'log-mel': (lambda: log_mel_patches(sound, RATE), 10, 'seconds of sound'),
+    second = [f for f in shown if f.time < 1]
+    def encode(name='encoded.mp4', frames=shown, end=math.inf):
+        with VideoWriter(Path(folder) / name, clip, end=end) as writer:
+            for f in frames: writer.write(f.time, f.image)
+    encode('second.mp4', second, 1.)
+    return {'log-mel': (lambda: log_mel_patches(sound, RATE), 10, 's of sound'),
             'metrics': (lambda: score(maps, target, task='avss', convention='dataset'), 5, 'frames'),
             'decode': (lambda: list(read_frames(clip)), len(shown), 'frames'),
             'encode': (encode, len(shown), 'frames'),
-            'file to overlay': (lambda: segment_file(whole, clip, Path(folder) / 'overlay.mp4'), len(shown), 'frames')}
+            'file to overlay': (lambda: segment_file(whole, Path(folder) / 'second.mp4', Path(folder) / 'overlay.mp4'), len(second), 'frames')}
 
-# %% ../nbs/32_benchmarks.ipynb #32-038
-LIMITS = {      # exponents of the multiply-adds for large numbers of pixels, frames T, queries N and classes K
+# %% ../nbs/32_benchmarks.ipynb #32-036
+LIMITS = {      # exponents of the multiply-adds, at most, for large numbers of pixels, frames T, queries N and classes K
     'audio': dict(pixels=0, T=1), 'backbone': dict(pixels=1, T=1), 'region encoder': dict(pixels=1, T=1),
     'pixel decoder': dict(pixels=1, T=1), 'query generator': dict(pixels=1, T=1, N=1, K=1),
     'decoder': dict(pixels=1, T=1, N=2, K=0), 'masks and composition': dict(pixels=1, T=1, N=1, K=1),
-    'losses and matching': dict(pixels=0, T=1, N=1, K=0)}
+    'losses and matching': dict(pixels=1, T=1, N=1, K=0)}
 
 def pair(config, steps, size, variable):
     "Two settings, each a config, frames and side, in one of which a variable is larger; and how many times larger"
@@ -214,7 +230,7 @@ def pair(config, steps, size, variable):
     if variable == 'N': return (c, steps, side), (replace(light(c), num_queries=4 * c.num_queries), steps, side), 4
     return (c, steps, side), (replace(light(c), classes=named(4 * len(c.classes), c.classes)), steps, side), 4
 
-# %% ../nbs/32_benchmarks.ipynb #32-040
+# %% ../nbs/32_benchmarks.ipynb #32-038
 @torch.no_grad()
 def growth(config, steps, size, variable, rounds, device='cpu', names=(), seen=lambda: None):
     "Exponents of time, memory and multiply-adds of each stage against a variable, and that of the limit: a dict of dicts"
@@ -234,7 +250,7 @@ def growth(config, steps, size, variable, rounds, device='cpu', names=(), seen=l
                        multiply_adds=exponent(lambda k: counted[k].multiply_adds, name), limit=LIMITS[name][variable])
             for name, i in works if i}
 
-# %% ../nbs/32_benchmarks.ipynb #32-043
+# %% ../nbs/32_benchmarks.ipynb #32-041
 def machine(device='cpu'):
     "What was measured on: system, processor, cores, threads, device"
     name = platform.processor() or platform.machine()
@@ -252,7 +268,7 @@ def described(name, times, work, rates, device):
     limit = max(2 * c.multiply_adds / rates['matrix product, float32']['rate'], c.bytes / rates['memory']['rate'])
     return dict(t, **c._asdict(), limit_seconds=limit, share=limit / spent)
 
-# %% ../nbs/32_benchmarks.ipynb #32-044
+# %% ../nbs/32_benchmarks.ipynb #32-042
 STAGES = (*LIMITS, 'forward and backward', 'log-mel', 'metrics', 'decode', 'encode', 'file to overlay')
 
 def training(model, given, config, steps, size, device):
@@ -273,27 +289,28 @@ def chosen(names, train):
         if name not in STAGES: raise ValueError(f'There is no stage {name!r}; the stages are {", ".join(STAGES)}.')
     return [s for s in names or STAGES if train or s != 'forward and backward']
 
-# %% ../nbs/32_benchmarks.ipynb #32-045
+# %% ../nbs/32_benchmarks.ipynb #32-043
 @torch.no_grad()
 def bench(
-    name='scenes-tiny',         # of a preset; its weights are random, which changes no time
+    name='scenes-tiny',         # of a preset, with its weights if they ship, else random ones
     device='cpu',
     size=None,                  # side of the frames in pixels; None: what the preset is made for
     steps=1,                    # frames, each with its second of sound, in one call
     names=(),                   # of stages; (): all
     train=False,                # also forward and backward
-    quick=False,                # three rounds in place of nine, and growth from one
+    quick=False,                # three rounds in place of nine, and growth only against pixels, from one
     seen=lambda done: None,     # called with the share that is done
 ):
     "Measure ceilings, stages and growth: a dict, ready for JSON. A `ValueError` for what there is not"
     c, names, rounds, done = preset(name), chosen(names, train), 3 if quick else 9, 0
     if steps < 1 or size is not None and size < 32: raise ValueError('steps must be at least 1, and size at least 32 pixels.')
-    model = VCT(offline(c)).eval().requires_grad_(False).to(device)
+    model = VCT.from_pretrained(name) if (SHIPPED / name).is_dir() else VCT(offline(c)).eval()
     given, tops = inputs(c, steps, size, device), ceilings(device)
     with TemporaryDirectory() as folder:
-        works = stages(model, *given) | {'losses and matching': loss_stage(c, steps, size, device)}
-        if train: works['forward and backward'] = torch.enable_grad()(training(model, given, c, steps, size, device))
+        works = stages(model.requires_grad_(False).to(device), *given)
+        works |= {'losses and matching': loss_stage(c, steps, size, device)}
         outer = around(model, size, device, folder) if set(names) & set(STAGES[-5:]) else {}
+        if train: outer['forward and backward'] = torch.enable_grad()(training(model, given, c, steps, size, device)), steps, 'frames'
         timed = {k: w for k, (w, _) in tops.items()} | {k: w for k, w in works.items() if k in names}
         times = interleaved(timed, rounds, device, counter(seen, 0, .5, len(timed) * (rounds + 1)))
         outer = {k: w for k, w in outer.items() if k in names}
@@ -301,7 +318,7 @@ def bench(
                            counter(seen, .5, .7, len(outer) * (2 if quick else 4)))
     return report(name, c, device, size, steps, rounds, names, tops, works, outer, times | slow, seen, quick)
 
-# %% ../nbs/32_benchmarks.ipynb #32-046
+# %% ../nbs/32_benchmarks.ipynb #32-044
 def counter(seen, low, high, count):
     "A function to call `count` times, which tells `seen` the share that is done, from `low` to `high`"
     n = 0
@@ -320,7 +337,7 @@ def report(name, config, device, size, steps, rounds, names, tops, works, outer,
     found = {k: described(k, times[k], w, rates, device) for k, w in works.items() if k in names}
     found |= {k: dict(summary(times[k]), amount=n, unit=unit, rate=n / summary(times[k])['seconds'])
               for k, (_, n, unit) in outer.items()}
-    grown, variables = {}, ('pixels', 'T', 'N', 'K')
+    grown, variables = {}, ('pixels',) if quick else ('pixels', 'T', 'N', 'K')
     for i, variable in enumerate(variables):
         if set(names) & set(LIMITS):
             grown[variable] = growth(config, steps, size, variable, 1 if quick else 5, device, names)
@@ -328,14 +345,110 @@ def report(name, config, device, size, steps, rounds, names, tops, works, outer,
     return dict(preset=name, size=size or config.image_size, steps=steps, rounds=rounds, versions=versions(), machine=machine(device),
                 ceilings=rates, stages=found, growth=grown)
 
-# %% ../nbs/32_benchmarks.ipynb #32-049
+# %% ../nbs/32_benchmarks.ipynb #32-048
+def stacked(values, shapes, points, weights):
+    "Deformable attention that reads all maps, stacks, multiplies and sums; arguments as those of `deformable_attention`"
+    B, _, M, _ = values.shape
+    grids = (2 * points - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
+    maps = values.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], -1)
+    read = [F.grid_sample(m.unflatten(-1, s), g, align_corners=False) for m, s, g in zip(maps, shapes, grids)]
+    heads = (torch.stack(read, -2) * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum((-2, -1))
+    return heads.unflatten(0, (B, M)).flatten(1, 2).transpose(1, 2)
+
+def gathered(values, shapes, points, weights):
+    "The same as weighted sums of rows, by `embedding_bag`: four corners of each place, those outside with weight 0"
+    B, cells, M, D = values.shape
+    size = points.new_tensor([(w, h) for h, w in shapes]).T[..., None, None, None, None]            # (2, L, 1, 1, 1, 1)
+    first = torch.tensor([0, *(h * w for h, w in shapes[:-1])]).cumsum(0)[:, None, None, None, None]
+    at = points.permute(5, 3, 4, 0, 2, 1) * size - .5                                                # (2, L, J, B, M, Q)
+    low = at.floor()
+    corner, share = torch.stack([low, low + 1]), torch.stack([1 - (at - low), at - low])
+    share = share * ((corner >= 0) & (corner < size))
+    (x, y), (across, down) = corner.clamp(min=0).minimum(size - 1).long().unbind(1), share.unbind(1)
+    row = (y * size[0].long() + first + (torch.arange(B) * cells)[:, None, None]) * M + torch.arange(M)[:, None]
+    weights = down * weights.permute(3, 4, 0, 2, 1)
+    def bags(x): return x.permute(4, 6, 5, 0, 1, 2, 3).reshape(B * M * points.shape[1], -1)
+    out = F.embedding_bag(bags(row[:, None] + x * M), values.reshape(-1, D), mode='sum',
+                          per_sample_weights=bags(weights[:, None] * across))
+    return out.reshape(B, -1, M * D)
+
+# %% ../nbs/32_benchmarks.ipynb #32-052
+def folded(net):
+    "A copy of a timm backbone for inference, each batch norm folded into the convolution before it"
+    net, last = deepcopy(net), None
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, nn.Conv2d): last = layer
+        elif isinstance(layer, BatchNormAct2d):
+            last.weight, last.bias = fuse_conv_bn_weights(last.weight, last.bias, layer.running_mean, layer.running_var,
+                                                          layer.eps, layer.weight, layer.bias)
+            net.set_submodule(name, layer.act)
+    return net
+
+def pooled(maps):
+    "`contenders` by max-pooling: the classes of maps `(1, K, h, w)` that can be the largest somewhere between pixels"
+    cells = F.pad(maps, (0, 1, 0, 1), 'replicate')
+    high, low = F.max_pool2d(cells, 2, 1), -F.max_pool2d(-cells, 2, 1)
+    return (high >= low.amax(1, keepdim=True)).flatten(2).any(2)[0].nonzero()[:, 0]
+
+def compared(maps):
+    "The same by comparing neighbours"
+    cells = F.pad(maps, (0, 1, 0, 1), 'replicate')
+    def of_four(larger, x):
+        x = larger(x[..., 1:, :], x[..., :-1, :])
+        return larger(x[..., 1:], x[..., :-1])
+    high, low = of_four(torch.maximum, cells), of_four(torch.minimum, cells)
+    return (high >= low.amax(1, keepdim=True)).flatten(2).any(2)[0].nonzero()[:, 0]
+
+# %% ../nbs/32_benchmarks.ipynb #32-053
+def tries():
+    "Pairs of functions with equal results, before and after, by what was tried"
+    def attention(side, M, D):
+        sizes = [(side, side), (2 * side, 2 * side), (4 * side, 4 * side)]
+        Q = 21 * side**2
+        places = reference_points(sizes)[:, None, None, None] + .05 * torch.randn(1, Q, M, 3, 4, 2)
+        return torch.randn(1, Q, M, D), sizes, places, torch.rand(1, Q, M, 3, 4)
+    large, small = attention(12, 8, 32), attention(7, 8, 8)
+    scores, maps = torch.randn(1, 3024, 8, 12), torch.rand(1, 32, 224, 224)
+    few, z, size = torch.rand(1, 4, 240, 320), torch.randn(1, 100, 96, 96), (384, 384)
+    model = VCT.from_pretrained('scenes-tiny').requires_grad_(False)
+    frames, patches, _ = inputs(model.config, size=224)
+    images, net = normalize(frames), model.pyramid.frames.backbone.stages
+    last, lean = images.contiguous(memory_format=torch.channels_last), folded(net)
+    def lower():
+        with torch.autocast('cpu', torch.bfloat16): return model(frames, patches, every_layer=False)
+    return {'deformable attention, map by map, queries last': (lambda: stacked(*large), lambda: deformable_attention(*large)),
+            'the same, scenes-tiny': (lambda: stacked(*small), lambda: deformable_attention(*small)),
+            'embedding_bag for grid_sample': (lambda: deformable_attention(*large), lambda: gathered(*large)),
+            'embedding_bag for grid_sample, scenes-tiny': (lambda: deformable_attention(*small), lambda: gathered(*small)),
+            'softmax with the queries last': (lambda: scores.softmax(-1), lambda: scores.movedim(1, -1).softmax(-2)),
+            'sigmoid in place': (lambda: upsample(z, size).sigmoid(), lambda: upsample(z, size).sigmoid_()),
+            'label map by max': (lambda: few.argmax(1), lambda: few.max(1).indices),
+            'contenders by comparison': (lambda: pooled(maps), lambda: compared(maps)),
+            'channels last': (lambda: net(images), lambda: net(last)),
+            'batch norms folded': (lambda: net(last), lambda: lean(last)),
+            'bfloat16, scenes-tiny': (lambda: model(frames, patches, every_layer=False), lower)}
+
+@torch.no_grad()
+def write_tries(path, rounds=15):
+    "Time all `tries`, interleaved, and write the ratios of CPU time before and after, JSON"
+    pairs = tries()
+    times = interleaved({(name, i): f for name, pair in pairs.items() for i, f in enumerate(pair)}, rounds)
+    def told(name):
+        ratio = times[name, 0][:, 1] / times[name, 1][:, 1]
+        return dict(before=summary(times[name, 0]), after=summary(times[name, 1]), ratio=np.quantile(ratio, (.25, .5, .75)).tolist())
+    found = dict(versions=versions(), machine=machine(), rounds=rounds, tries={name: told(name) for name in pairs})
+    with beside(path) as part: Path(part).write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
+
+# %% ../nbs/32_benchmarks.ipynb #32-064
 def main(argv=None):
     "The command: count all presets, and write the table"
     parser = argparse.ArgumentParser(prog='python -m ppqg_nb.benchmarks', description='Count multiply-adds, operators and '
         'peak bytes of every stage of every preset, and write the table that the guard compares with.')
     parser.add_argument('out', nargs='?', default=TABLE, help='the file to write (ppqg_nb/media/costs.json)')
-    write_table(parser.parse_args(argv).out)
+    parser.add_argument('--tries', action='store_true', help='time what was tried, and write the ratios')
+    a = parser.parse_args(argv)
+    (write_tries if a.tries else write_table)(a.out)
 
-# %% ../nbs/32_benchmarks.ipynb #32-050
+# %% ../nbs/32_benchmarks.ipynb #32-065
 #| eval: false
 if __name__ == '__main__': main()

@@ -110,7 +110,7 @@ class PixelLayer(nn.Module):
 
     def forward(self, x, position, places, shapes):
         x = self.norm1(x + self.attention(x + position, x, places, shapes))
-        return self.norm2(x + self.linear2(self.linear1(x).relu()))
+        return self.norm2(x + self.linear2(self.linear1(x).relu_()))
 
 # %% ../nbs/04_pixel_decoder.ipynb #04-071
 class PixelEncoder(nn.Module):
