@@ -47,7 +47,7 @@ def sentence(error):
 def sentences(
     debug, # True: let every error through, with its traceback
 ):
-    "Turn an error into one sentence and exit code 1, an interruption into exit code 130, and warnings into lines"
+    "Turn an error into one sentence and exit code 1 or 2, an interruption into exit code 130, and warnings into lines"
     def note(message, category, *where):
         if category is UserWarning: screen.print('[yellow]Warning:[/]', escape(printable(str(message))), highlight=False, soft_wrap=True)
     with warnings.catch_warnings():
@@ -59,11 +59,12 @@ def sentences(
         except BrokenPipeError:
             sys.stdout = open(os.devnull, 'w')          # what is still to be flushed has no reader
             raise typer.Exit(141)
-        except typer.BadParameter: raise                # Typer prints it, with exit code 2
         except Exception as e:
             if debug: raise
-            errors.print('[bold red]Error:[/]', escape(printable(sentence(e))), highlight=False, soft_wrap=True)
-            raise typer.Exit(1)
+            wrong = isinstance(e, typer.BadParameter)   # on the command line
+            said = e.message if wrong else sentence(e)
+            errors.print('[bold red]Error:[/]', escape(printable(said)), highlight=False, soft_wrap=True)
+            raise typer.Exit(2 if wrong else 1)
 
 # %% ../nbs/27_cli.ipynb #27-012
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='rich',

@@ -81,7 +81,7 @@ def compose(probabilities, masks):
 # %% ../nbs/10_masks.ipynb #10-067
 def label_map(maps):
     "Maps M `(B, K, H, W)` to the class of each pixel, `(B, H, W)` int64: the largest map, the first of equals"
-    return maps.argmax(1)
+    return maps.max(1).indices      # the same as argmax(1), which is many times slower on a CPU
 
 # %% ../nbs/10_masks.ipynb #10-073
 def sounding_probability(maps):

@@ -25,12 +25,11 @@ def deformable_attention(values, shapes, points, weights):
     # weights: (B, Q, M, L, J)
     B, _, M, _ = values.shape
     dtype = torch.promote_types(values.dtype, points.dtype)
-    grids = (2 * points.to(dtype) - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)               # (L, B·M, Q, J, 2)
+    grids = (2 * points.to(dtype) - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)               # (L, B·M, J, Q, 2)
+    weights = weights.permute(3, 0, 2, 4, 1).flatten(1, 2)[:, :, None]                       # (L, B·M, 1, J, Q)
     maps = values.to(dtype).permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], -1)
-    samples = [F.grid_sample(m.unflatten(-1, s), g, align_corners=False)                     # (B·M, D, Q, J)
-               for m, s, g in zip(maps, shapes, grids)]
-    weights = weights.transpose(1, 2).flatten(0, 1)[:, None]                                 # (B·M, 1, Q, L, J)
-    heads = (torch.stack(samples, -2) * weights).sum((-2, -1))                               # (B·M, D, Q)
+    heads = sum((F.grid_sample(m.unflatten(-1, s), g, align_corners=False) * a).sum(-2)      # (B·M, D, Q)
+                for m, s, g, a in zip(maps, shapes, grids, weights))
     return heads.unflatten(0, (B, M)).flatten(1, 2).transpose(1, 2).to(values.dtype)
 
 # %% ../nbs/04_pixel_decoder.ipynb #04-027
@@ -70,10 +69,11 @@ class DeformableAttention(nn.Module):
 
     def look(self, query, places, shapes):
         "Where the queries read, `(B, Q, heads, levels, points, 2)`, and the weights `(B, Q, heads, levels, points)`"
-        offsets = self.offsets(query).unflatten(-1, (*self.shape, 2))                        # in cells
         size = torch.tensor([(w, h) for h, w in shapes], dtype=places.dtype, device=query.device)
-        weights = self.weights(query).unflatten(-1, (self.shape[0], -1)).softmax(-1)
-        return places[:, None, None, None] + offsets / size[:, None], weights.unflatten(-1, self.shape[1:])
+        offsets = self.offsets(query) / size[:, None].expand(*self.shape, 2).flatten()       # from cells
+        weights = self.weights(query).transpose(1, 2).unflatten(1, (self.shape[0], -1)).softmax(2)   # queries last: fast
+        weights = weights.movedim(-1, 1).unflatten(-1, self.shape[1:])
+        return places[:, None, None, None] + offsets.unflatten(-1, (*self.shape, 2)), weights
 
     def forward(self, query, source, places, shapes):
         values = self.value(source).unflatten(-1, (self.shape[0], -1))
@@ -110,7 +110,7 @@ class PixelLayer(nn.Module):
 
     def forward(self, x, position, places, shapes):
         x = self.norm1(x + self.attention(x + position, x, places, shapes))
-        return self.norm2(x + self.linear2(self.linear1(x).relu()))
+        return self.norm2(x + self.linear2(self.linear1(x).relu_()))
 
 # %% ../nbs/04_pixel_decoder.ipynb #04-071
 class PixelEncoder(nn.Module):

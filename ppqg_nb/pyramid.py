@@ -124,7 +124,7 @@ class Backbone(nn.Module):
         h, w = x.shape[-2:]
         if h % 32 or w % 32:
             raise ValueError(f'The frames are {h} × {w} pixels; multiples of 32 are needed: use pad_to(frames).')
-        maps = self.stages(x)
+        maps = self.stages(x.contiguous(memory_format=torch.channels_last))     # convolutions are faster so
         maps = [maps[i] for i in self.picked]
         if self.last: maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
         if self.simple: maps = self.simple(maps[0])

@@ -106,14 +106,19 @@ def listen(self: VCT, patches):
     return self.audio(audio_tokens(self.vggish(patches)))
 
 @patch
+def refine(self: VCT, seen, made, tokens):
+    "The decoder: from V_q to the normalised queries before its first layer and after each, and the pixels they mask"
+    pixels = self.mask_head.pixels(seen.features, made.pixels)
+    sources = dict(zip(('V5', 'V4', 'V3'), seen.scales), audio=tokens.transpose(1, 2).unflatten(2, (6, 4)))
+    small = {name: upsample(pixels, m.shape[-2:]) for name, m in sources.items() if name != 'audio'}
+    return self.decoder(made.queries, sources, lambda x, level: self.mask_head(x, small[level])), pixels
+
+@patch
 def hear(self: VCT, seen, patches, every_layer=True):
     "The other half: a `Seen` of B frames and the sound of each, `(B, 96, 64)`, to a `Prediction`"
     tokens = self.listen(patches)                                                                   # A
     made = self.generator(seen.generated, tokens)                                                   # V_q, M_t
-    pixels = self.mask_head.pixels(seen.features, made.pixels)
-    sources = dict(zip(('V5', 'V4', 'V3'), seen.scales), audio=tokens.transpose(1, 2).unflatten(2, (6, 4)))
-    small = {name: upsample(pixels, m.shape[-2:]) for name, m in sources.items() if name != 'audio'}
-    queries = self.decoder(made.queries, sources, lambda x, level: self.mask_head(x, small[level]))
+    queries, pixels = self.refine(seen, made, tokens)
     layers = tuple(self.predict(x, pixels) for x in (queries if every_layer else queries[-1:]))     # p, Z
     return Prediction(layers, made, seen.size, seen.padded)
 
@@ -172,7 +177,7 @@ def compose(self: VCT, pred, size=None):
     with torch.autocast(pred.mask_logits.device.type, enabled=False):
         z = pred.mask_logits.float()
         if pred.padded != pred.size: z = upsample(z, pred.padded)[..., :h, :w]
-        return masks.compose(class_probabilities(pred.class_logits.float()), upsample(z, size).sigmoid())
+        return masks.compose(class_probabilities(pred.class_logits.float()), upsample(z, size).sigmoid_())
 
 # %% ../nbs/12_vct.ipynb #12-039
 def stage_costs(config, size=None):

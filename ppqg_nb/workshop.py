@@ -6,7 +6,7 @@
 __all__ = ['data', 'Set', 'Kind', 'Clips', 'Seed', 'Pixels', 'Labels', 'Side', 'Dubs', 'Video', 'Packages', 'Root', 'Trained',
            'Task', 'Split', 'Results', 'Convention', 'Limit', 'Workers', 'To', 'Square', 'Licence', 'Random',
            'pictures', 'write', 'scenes', 'realmix', 'print_report', 'check', 'print_scores', 'score_all', 'evaluate',
-           'changes', 'train', 'write_file', 'convert']
+           'changes', 'train', 'write_file', 'convert', 'print_bench', 'bench']
 
 # %% ../nbs/27a_workshop.ipynb #27-002
 import json
@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from .cli import (Debug, Device, Json, Preset, Quiet, Regions, app, bar, flag, load, main, option, pick_device, screen,
                          sentences)
 
@@ -302,6 +302,48 @@ def convert(
         with screen.status(f'reading {escape(source)}'): report = vct.convert(Path(source), out, preset)
         print(f"{out}: {report['preset']}, {report['used']} tensors used")
         for reason, n in report['dropped'].items(): print(f'{n} dropped: {reason}')
+
+# %% ../nbs/27a_workshop.ipynb #27-054bx
+def print_bench(found):
+    "Print what `benchmarks.bench` gives as a table for people"
+    m, cpu = found['machine'], found['machine']['device'] == 'cpu'
+    print(f"{found['preset']}, {found['steps']} × {found['size']} × {found['size']} pixels, {m['processor']}, {m['threads']} threads")
+    for name, c in found['ceilings'].items(): print(f"{name}: {c['rate'] / 1e9:.1f} G{c['unit']}{', one core' if cpu else ''}")
+    table = Table(*(Column(c, no_wrap=True) for c in ('stage', 'ms', 'CPU ms', '10^6 mult-adds', 'peak MiB', 'share of limit')),
+                  box=None, pad_edge=False)
+    for name, s in found['stages'].items():
+        counted = [f"{s['multiply_adds'] / 1e6:,.0f}", f"{s['peak_bytes'] / 2**20:.1f}", f"{100 * s['share']:.0f} %"] \
+            if 'share' in s else ['', '', f"{s['rate']:.1f} {s['unit']}/s"]
+        table.add_row(name, f"{1e3 * s['seconds']:.1f}", f"{1e3 * s['cpu_seconds']:.1f}", *counted)
+    Console().print(table)
+    for variable, stages in found['growth'].items():
+        print(f'exponents against {variable} (measured; of the arithmetic; in the limit):')
+        for name, e in stages.items(): print(f"  {name}: {e['time']}; {e['multiply_adds']}; {e['limit']}")
+
+# %% ../nbs/27a_workshop.ipynb #27-054c
+@app.command()
+def bench(
+    preset: Annotated[str, option('Architecture; ppqg info lists them.', metavar='NAME')] = 'scenes-tiny',
+    device: Device = 'auto',
+    size: Annotated[Optional[int], option('Side of the frames in pixels. Default: what the preset is made for.', metavar='N')] = None,
+    steps: Annotated[int, option('Frames in one call, each with its second of sound.', metavar='N')] = 1,
+    stages: Annotated[Optional[str], option('Only these, separated by commas.', metavar='NAMES')] = None,
+    train: Annotated[bool, flag('--train', 'Also a step of training, forward and backward.')] = False,
+    quick: Annotated[bool, flag('--quick', 'Fewer rounds: about a minute for scenes-tiny.')] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+):
+    """Measure how fast each stage is here, beside what this machine can do.
+
+    The weights are random; they change no time.
+    """
+    with sentences(debug):
+        from ppqg_nb import benchmarks
+        names = tuple(s.strip() for s in stages.split(',')) if stages else ()
+        with bar('bench') as seen:
+            found = benchmarks.bench(preset, pick_device(device), size, steps, names, train, quick, lambda done: seen(done, 1))
+        if as_json: print(json.dumps(found, indent=1))
+        else: print_bench(found)
 
 # %% ../nbs/27a_workshop.ipynb #27-058
 if __name__ == '__main__' and globals().get('__spec__'): main()      # a command, and not a notebook
