@@ -303,7 +303,7 @@ def convert(
         print(f"{out}: {report['preset']}, {report['used']} tensors used")
         for reason, n in report['dropped'].items(): print(f'{n} dropped: {reason}')
 
-# %% ../nbs/27a_workshop.ipynb #27-054bx
+# %% ../nbs/27a_workshop.ipynb #27-054f
 def print_bench(found):
     "Print what `benchmarks.bench` gives as a table for people"
     m, cpu = found['machine'], found['machine']['device'] == 'cpu'
@@ -331,6 +331,7 @@ def bench(
     train: Annotated[bool, flag('--train', 'Also a step of training, forward and backward.')] = False,
     quick: Annotated[bool, flag('--quick', 'Fewer rounds: about a minute for scenes-tiny.')] = False,
     as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ):
     """Measure how fast each stage is here, beside what this machine can do.
