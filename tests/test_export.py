@@ -77,9 +77,9 @@ def test_card_is_enough_in_onnxruntime(files):
 def test_shifted_windows_at_one_size(tmp_path):
     torch.manual_seed(0)
     model = VCT(replace(preset('released-avss-swin-base-384'), **SMALL | WINDOWS)).eval()
-    report = export(model, tmp_path/'a.onnx', 'onnx', size=64)
+    report = export(model, tmp_path/'a.pt2', 'torch-export', size=64)
     assert list(report['apart']) == [(1, 64, 64), (2, 64, 64), (3, 64, 64)] and max(report['apart'].values()) <= LIMIT
-    assert read_card(tmp_path/'a.onnx')['inputs']['regions']['shape'] == ['T', 3, 64, 64]
+    assert read_card(tmp_path/'a.pt2')['inputs']['regions']['shape'] == ['T', 3, 64, 64]
 
 
 def test_a_file_that_says_something_else_is_not_kept(tiny, tmp_path, monkeypatch):
