@@ -111,12 +111,13 @@ class Parquet(Output):
         self.table.write_table(self.arrow.table(columns, self.schema))
         self.rows = []
 
-# %% ../nbs/25d_outputs.ipynb #25-024
+# %% ../nbs/25d_outputs.ipynb #25-024z
 def timestamp(seconds):
     "Seconds as WebVTT writes them: hours, minutes, seconds and three digits"
     ms = round(1000 * seconds)
     return f'{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}.{ms % 1000:03}'
 
+# %% ../nbs/25d_outputs.ipynb #25-024
 class Cues(Output):
     "What sounds when, as WebVTT: a cue for the looks in a row that find the same classes, a name on a line"
     def __init__(self, path, source, end=math.inf):
