@@ -157,9 +157,10 @@ def run_anew(args, fault, folder):
     "Run the command in a new Python: exit code, 0 for its memory, and whether its time was over"
     line = 'from ppqg_nb.faults import installed; installed()()'
     with open(folder.with_suffix('.stdout'), 'w') as out, open(folder.with_suffix('.stderr'), 'w') as err:
-        try: return subprocess.run([sys.executable, '-c', line, *args], cwd=folder, stdout=out, stderr=err,
-                                   env=os.environ | dict(PYTHONIOENCODING='utf-8'), timeout=10 * fault.seconds).returncode, 0, False
+        try: done = subprocess.run([sys.executable, '-c', line, *args], cwd=folder, stdout=out, stderr=err,
+                                   env=os.environ | dict(PYTHONIOENCODING='utf-8'), timeout=10 * fault.seconds)
         except subprocess.TimeoutExpired: return -9, 0, True
+    return done.returncode, 0, False
 
 # %% ../nbs/25g_faults.ipynb #25g-020
 GOOD = 'done', 'refused', 'interrupted'
@@ -324,13 +325,14 @@ def as_bytes(value, form):
     return np.array(value, form).tobytes()
 
 # %% ../nbs/25g_faults.ipynb #25g-031
-PCM_HEADER = b'\1\0\1\0'     # in the header of a sound in AVI or WAV: samples as they are, one channel; their rate follows
+PCM_HEADER = b'\1\0\1\0'     # of a sound in AVI or WAV: samples as they are, one channel; their rate follows
 FAULTS |= {
     'claims 10 hours, MKV': liar('in.mkv', (b'\x44\x89\x88', 3, as_bytes(36e6, '>f8'))),
     'claims 13 hours, MP4': liar('in.mp4', *[(box, at, as_bytes(2**31 - 1, '>i4'))
                                            for box, at in ((b'mvhd', 20), (b'tkhd', 24), (b'mdhd', 20))]),
     'claims 30,000 × 30,000 in a JPEG': liar('in.avi', (b'\xff\xc0\0\x11\x08', 5, as_bytes([30000] * 2, '>u2'))),
-    'claims 16,000 × 16,000 in a PNG': liar('in.avi', (b'IHDR', 4, as_bytes([16000] * 2, '>i4')), codecs=('png', 'pcm_s16le')),
+    'claims 16,000 × 16,000 in a PNG': liar('in.avi', (b'IHDR', 4, as_bytes([16000] * 2, '>i4')),
+                                            codecs=('png', 'pcm_s16le')),
     'a PNG of 100,000 × 100,000': liar('in.avi', (b'IHDR', 4, as_bytes([100_000] * 2, '>i4')), codecs=('png', None)),
     'a chunk of 4 GiB in an AVI': liar('in.avi', (b'01wb', 4, as_bytes(2**32 - 16, '<u4'))),
     'a WAV of 4 GiB': liar('in.wav', (b'data', 4, as_bytes(2**32 - 1, '<u4'))),
@@ -418,6 +420,7 @@ def whole_film(kind):
     with tempfile.TemporaryDirectory() as root:
         return short_film(Path(root) / f'base.{kind}', count=5, wave=steady_tone(seconds=.2)).read_bytes()
 
+# %% ../nbs/25g_faults.ipynb #25g-043a
 def flipped(whole, rng):
     "1 to 200 bytes changed"
     broken, reach = bytearray(whole), len(whole) // rng.choice([1, 10])
