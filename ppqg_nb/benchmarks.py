@@ -428,6 +428,7 @@ def tries():
             'batch norms folded': (lambda: net(last), lambda: lean(last)),
             'bfloat16, scenes-tiny': (lambda: model(frames, patches, every_layer=False), lower)}
 
+# %% ../nbs/32_benchmarks.ipynb #32-053a
 @torch.no_grad()
 def write_tries(path, rounds=15):
     "Time all `tries`, interleaved, and write the ratios of CPU time before and after, JSON"

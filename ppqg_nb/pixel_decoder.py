@@ -71,9 +71,8 @@ class DeformableAttention(nn.Module):
         "Where the queries read, `(B, Q, heads, levels, points, 2)`, and the weights `(B, Q, heads, levels, points)`"
         size = torch.tensor([(w, h) for h, w in shapes], dtype=places.dtype, device=query.device)
         offsets = self.offsets(query) / size[:, None].expand(*self.shape, 2).flatten()       # from cells
-        weights = self.weights(query).transpose(1, 2).unflatten(1, (self.shape[0], -1)).softmax(2)   # queries last: fast
-        weights = weights.movedim(-1, 1).unflatten(-1, self.shape[1:])
-        return places[:, None, None, None] + offsets.unflatten(-1, (*self.shape, 2)), weights
+        weights = self.weights(query).transpose(1, 2).unflatten(1, (self.shape[0], -1)).softmax(2).movedim(-1, 1)
+        return places[:, None, None, None] + offsets.unflatten(-1, (*self.shape, 2)), weights.unflatten(-1, self.shape[1:])
 
     def forward(self, query, source, places, shapes):
         values = self.value(source).unflatten(-1, (self.shape[0], -1))
