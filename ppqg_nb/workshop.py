@@ -322,7 +322,8 @@ def explore(
         with beside(out) as part: part.write_text(explorer_notebook(sources), encoding='utf-8')
         print(f'{out} is the notebook; Ctrl-C ends JupyterLab.', flush=True)
         line = [sys.executable, '-m', 'jupyterlab', str(out), *(['--no-browser'] if no_browser else [])]
-        if code := subprocess.run(line).returncode: raise typer.Exit(code)
+        code = subprocess.run(line).returncode
+    raise typer.Exit(code)
 
 # %% ../nbs/27a_workshop.ipynb #27-058
 if __name__ == '__main__' and globals().get('__spec__'): main()      # a command, and not a notebook

@@ -154,3 +154,15 @@ def test_chapter_in_jupyterlab(name, browser, settings, tmp_path):
         run_all(page)
         if name == '26_explorer': walk(page)
         keep(page, name)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(sys.platform == 'win32', reason='signals of POSIX')
+def test_ppqg_explore(browser, settings, tmp_path):
+    "The command opens what it says, and ends when it is asked to."
+    command = [sys.executable, '-m', 'ppqg_nb.workshop', 'explore', '--no-browser']
+    with serving(command, tmp_path, settings) as address, opened(browser, address, 'ppqg_explore') as page:
+        run_all(page)
+        walk(page)
+        keep(page, 'ppqg_explore')
+    with pytest.raises(OSError): urllib.request.urlopen(f'{address}/api', timeout=5)
