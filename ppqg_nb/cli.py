@@ -43,6 +43,7 @@ def sentence(error):
     if isinstance(error, (ValueError, OSError)): return str(error)
     return f'{type(error).__name__}: {error}. This is a defect of ppqg_nb: run again with --debug and report what it prints.'
 
+# %% ../nbs/27_cli.ipynb #27-007s
 @contextmanager
 def sentences(
     debug, # True: let every error through, with its traceback
@@ -194,6 +195,7 @@ def looks_a_second(segmenter, fps):
     large = sum(p.numel() for p in segmenter.model.parameters()) > LARGE
     return 1. if fps is None and large else fps
 
+# %% ../nbs/27_cli.ipynb #27-030s
 def run(source, name, outputs, model, fps=None, silent=False, verbose=False, start=0., end=float('inf'), view=0, **stream):
     """Segment one film into `Outputs` under a progress bar; gives what is to be said of the overlay.
 
@@ -265,6 +267,7 @@ class Maker:
         screen.quiet = True             # what there is to say of the model was said by the first process
         return make_segmenter(**self.model)[0]
 
+# %% ../nbs/27_cli.ipynb #27-030cs
 def run_all(sources, out, kinds, model, fps, stream, as_json, quiet, ray, **how):
     "Segment many films into a folder, and print how it ended; gives the exit code. Parameters as in `segment`"
     kinds = chosen(kinds)
@@ -368,6 +371,7 @@ def segment(
             code = run_one(sources[0], outputs, overwrite, network, model, quiet, verbose, fps=fps, **stream)
     raise typer.Exit(code)
 
+# %% ../nbs/27_cli.ipynb #27-033as
 def heard_from_ffmpeg():
     "Let FFmpeg print its warnings on the screen"
     import av

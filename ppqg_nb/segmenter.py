@@ -202,6 +202,7 @@ def pairs(self:Segmenter, source, fps, hold, start, end, sound, view):
     for n, time, frame, look in self.looks(source, fps, hold, start, end, view):
         if look or hold: yield f'{n:06}', Frame(time, upright(frame, converter)), heard(sound, time) if look else None
 
+# %% ../nbs/25_segmenter.ipynb #25-038as
 @patch
 def live_pairs(self:Segmenter, live, fps, hold, silent):
     "As `pairs`, of a `Live`: a look hears the sound up to its frame"
@@ -212,6 +213,7 @@ def live_pairs(self:Segmenter, live, fps, hold, silent):
         mel = cut_patches(sound.double() * (not silent), torch.tensor([0])) if look else None
         if look or hold: yield f'{n:06}', frame, mel
 
+# %% ../nbs/25_segmenter.ipynb #25-038at
 PENDING = 2**28     # bytes of frames that may wait for a batch to fill
 
 @patch
@@ -274,12 +276,10 @@ def stream(self:Segmenter,
     with ExitStack() as stack:
         path = None if live else stack.enter_context(as_file(source))
         check_settings(path, fps, hold, start, end, view)
-        if live: pairs = stack.enter_context(closing(self.live_pairs(source, fps, hold, silent)))
-        else:
-            sound = stack.enter_context(nullcontext(torch.zeros(0)) if silent else Sound(path, track))
-            pairs = self.pairs(path, fps, hold, start, end, sound, view)
-            pairs = stack.enter_context(closing(ahead(pairs, max(2, self.batch))))
-        for step in self.filled(pairs, hold, live):
+        sound = stack.enter_context(nullcontext(torch.zeros(0)) if silent or live else Sound(path, track))
+        pairs = (self.live_pairs(source, fps, hold, silent) if live else
+                 ahead(self.pairs(path, fps, hold, start, end, sound, view), max(2, self.batch)))
+        for step in self.filled(stack.enter_context(closing(pairs)), hold, live):
             empty = False
             if step.time >= end: break
             if step.time >= start: yield step

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['data', 'Set', 'Kind', 'Clips', 'Seed', 'Pixels', 'Labels', 'Side', 'Dubs', 'Video', 'Packages', 'Root', 'Trained',
-           'Task', 'Split', 'Results', 'Convention', 'Limit', 'Workers', 'To', 'Square', 'Licence', 'Random',
-           'pictures', 'write', 'scenes', 'realmix', 'print_report', 'check', 'print_scores', 'score_all', 'evaluate',
-           'changes', 'train', 'write_file', 'convert', 'print_bench', 'bench']
+           'Task', 'Split', 'Results', 'Convention', 'Limit', 'Workers', 'To', 'Square', 'Licence', 'Random', 'Lent',
+           'Book', 'pictures', 'write', 'scenes', 'realmix', 'print_report', 'check', 'print_scores', 'score_all',
+           'evaluate', 'changes', 'train', 'write_file', 'convert', 'print_bench', 'bench', 'explorer_notebook',
+           'check_explore', 'explore']
 
 # %% ../nbs/27a_workshop.ipynb #27-002
-import json
+import json, subprocess, sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -234,8 +236,7 @@ def train(
     resume: Annotated[bool, flag('--resume', 'Go on with a run that was stopped, however it was.')] = False,
     fields: Annotated[Optional[list[str]], option('A field of the recipe to change, e.g. steps=300. May stand several times.',
                                                   '--set', metavar='FIELD=VALUE')] = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    quiet: Quiet = False, debug: Debug = False,
 ):
     """Train a model: by a recipe, stopped at any moment and gone on with.
 
@@ -345,6 +346,64 @@ def bench(
             found = benchmarks.bench(preset, pick_device(device), size, steps, names, train, quick, lambda done: seen(done, 1))
         if as_json: print(json.dumps(found, indent=1))
         else: print_bench(found)
+
+# %% ../nbs/27a_workshop.ipynb #27-054l
+def explorer_notebook(sources):
+    "The text of a notebook that explores the first of `sources`, the others lending their sound; without any, the film of `ppqg demo`"
+    title = sources[0].name if sources else 'two sounds for one picture'
+    told = (f'# The explorer: {title}\n\nRun the cell below (Shift+Enter). Choose a stage, move through time, let another sound '
+            'be heard; click on a picture, or use the Tab and arrow keys.')
+    given = ', '.join(repr(str(s.resolve())) for s in sources) or '*pair_films(mkdtemp())'
+    more = '' if sources else ', pair_films\nfrom tempfile import mkdtemp'
+    cells = [dict(cell_type='markdown', id='about', metadata={}, source=told),
+             dict(cell_type='code', id='explore', metadata={}, execution_count=None, outputs=[],
+                  source=f'from ppqg_nb.explorer import explore{more}\nexplore({given})')]
+    kernel = dict(display_name='Python 3', language='python', name='python3')
+    return json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5), indent=1)
+
+# %% ../nbs/27a_workshop.ipynb #27-054n
+def check_explore(sources, source, out):
+    "Raise an error, one sentence, where JupyterLab is missing, a file has no sound, or the notebook cannot be written"
+    if find_spec('jupyterlab') is None: raise ValueError('JupyterLab is not installed; install it: pip install jupyterlab')
+    if sources and not source: raise ValueError('--sound needs a video to lend its sound to; name one.')
+    if out.suffix != '.ipynb': raise typer.BadParameter(f'{out} does not end in .ipynb.')
+    if out.exists(): raise ValueError(f'{out} exists; open it with jupyter lab {out}, or choose another name with -o.')
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f'There is no folder {out.absolute().parent}; make it first, or write elsewhere.')
+    if not sources: return
+    from ppqg_nb.video import MediaError, probe
+    for path in sources:
+        if not probe(path).rate: raise MediaError(f'{path} has no sound, and the explorer needs to hear one.')
+
+# %% ../nbs/27a_workshop.ipynb #27-054o
+Lent = Annotated[Optional[list[Path]], option("A file whose sound may take the place of the video's. May be repeated.", '--sound',
+                                              metavar='FILE')]
+Book = Annotated[Optional[Path], option('The notebook to write. Default: IN_explore.ipynb in the current folder.', '-o', '--out',
+                                        metavar='OUT.ipynb')]
+
+@app.command(epilog='Example: ppqg explore concert.mp4 --sound street.mp4')
+def explore(
+    source: Annotated[Optional[Path], typer.Argument(metavar='[IN]', help='A video file with sound. Default: the film of ppqg '
+                                                                          'demo.')] = None,
+    sound: Lent = None,
+    out: Book = None,
+    no_browser: Annotated[bool, flag('--no-browser', 'Only start the server, and print its address.')] = False,
+    debug: Debug = False,
+):
+    """Open JupyterLab with the explorer: what each stage of the model makes of a video.
+
+    Writes a small notebook. JupyterLab runs until Ctrl-C.
+    """
+    with sentences(debug):
+        out = out or Path(f'{source.stem if source else "ppqg"}_explore.ipynb')
+        sources = [*([source] if source else []), *(sound or [])]
+        check_explore(sources, source, out)
+        from ppqg_nb.video import beside
+        with beside(out) as part: part.write_text(explorer_notebook(sources), encoding='utf-8')
+        print(f'{out} is the notebook; Ctrl-C ends JupyterLab.', flush=True)
+        line = [sys.executable, '-m', 'jupyterlab', str(out), *(['--no-browser'] if no_browser else [])]
+        code = subprocess.run(line).returncode
+    raise typer.Exit(code)
 
 # %% ../nbs/27a_workshop.ipynb #27-058
 if __name__ == '__main__' and globals().get('__spec__'): main()      # a command, and not a notebook
