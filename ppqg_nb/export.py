@@ -188,7 +188,7 @@ def check_wish(path, to, size=None):
         raise ValueError(f'The size is {size}; it must be a multiple of 32, e.g. {max(32, size // 32 * 32)}.')
     if to == 'onnx': onnx_packages()
 
-# %% ../nbs/25f_export.ipynb #25f-035s
+# %% ../nbs/25f_export.ipynb #25f-036b
 def export(
     model,          # a `VCT`
     path,           # the file to write, .onnx or .pt2

@@ -61,7 +61,8 @@ class PaddedBlock(SwinTransformerBlock):
     """
     def _attn(self, x):
         h, w = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, -w % self.window_size[1], 0, -h % self.window_size[0]))
+        down, right = (-(-n // size) * size - n for n, size in zip((h, w), self.window_size))     # what is missing to whole ones
+        x = F.pad(x, (0, 0, 0, right, 0, down))
         return super()._attn(x)[:, :h, :w]
 
 # %% ../nbs/03_pyramid.ipynb #03-053

@@ -265,10 +265,14 @@ def write_file(source, out, preset, to, size, licence, random):
     "Write a model as one file that runs elsewhere, and print what was found of it; parameters as in `convert`"
     from ppqg_nb import export
     export.check_wish(out, to, size)
+    import torch
     from ppqg_nb.core import PRESETS
     from ppqg_nb.vct import VCT
     with screen.status(f'reading {escape(source)}'):
-        model = VCT.from_preset(source) if random else VCT.from_pretrained(source, preset)
+        if random:
+            torch.manual_seed(0)
+            model = VCT.from_preset(source)
+        else: model = VCT.from_pretrained(source, preset)
     if source in PRESETS and not random: licence = licence or 'Apache-2.0'      # what ships
     with screen.status('exporting and comparing, which takes minutes'):
         report = export.export(model, out, to, size, f'{source}, random' if random else Path(source).name, licence)
