@@ -7,9 +7,9 @@ __all__ = ['screen', 'errors', 'app', 'Debug', 'Quiet', 'Json', 'RANDOM', 'LARGE
            'Device', 'Size', 'RESULTS', 'FILM', 'MANY', 'Sources', 'Out', 'Masks', 'Soft', 'CutOut', 'AsLines',
            'Overwrite', 'Kinds', 'Jobs', 'Shard', 'Resume', 'Ray', 'Fps', 'Hold', 'Start', 'End', 'Track', 'View',
            'Silent', 'Network', 'Verbose', 'printable', 'sentence', 'sentences', 'flag', 'hush', 'print_version',
-           'ppqg', 'load', 'devices', 'pick_device', 'wanted', 'check_free', 'bar', 'make_segmenter', 'looks_a_second',
-           'run', 'stem', 'run_one', 'many', 'chosen', 'Maker', 'run_all', 'option', 'seconds', 'segment',
-           'heard_from_ffmpeg', 'demo', 'parameters', 'versions', 'info', 'main']
+           'ppqg', 'load', 'devices', 'devices_of', 'pick_device', 'wanted', 'check_free', 'bar', 'make_segmenter',
+           'looks_a_second', 'run', 'stem', 'run_one', 'many', 'chosen', 'Maker', 'run_all', 'option', 'seconds',
+           'segment', 'heard_from_ffmpeg', 'demo', 'parameters', 'versions', 'info', 'main']
 
 # %% ../nbs/27_cli.ipynb #27-002
 import json, os, platform, re, shutil, signal, sys, time, warnings
@@ -124,11 +124,17 @@ def devices():
     found = dict(cpu=True, mps=torch.backends.mps.is_available(), cuda=torch.cuda.is_available())
     return [name for name, there in found.items() if there]
 
+def devices_of(kind):
+    "How many devices of a kind there are"
+    import torch
+    return torch.cuda.device_count() if kind == 'cuda' else 1
+
 def pick_device(name):
     "The name of a torch device that is there: `name`, or the fastest for 'auto'; raises a `ValueError`"
     found = devices()
     if name == 'auto': return found[-1]
-    if name.split(':')[0] in found: return name
+    kind, _, number = name.partition(':')
+    if kind in found and (not number or number.isdigit() and int(number) < devices_of(kind)): return name
     raise ValueError(f'--device is {name!r}, which torch cannot use here; use one of: auto, {", ".join(found)}.')
 
 # %% ../nbs/27_cli.ipynb #27-025

@@ -255,7 +255,7 @@ OWNERS = ListedColormap([OKABE_ITO[(3 * n) % 7] for n in range(7)] + ['#999999']
 
 def draw_owners(stages, view):
     "The query that owns each cell, and the cells of the view's query"
-    owners, span, image = stages.owners(view.look), map_span(stages.seen(view.look).seen), small_frame(stages, view)
+    owners, image = stages.owners(view.look), small_frame(stages, view)
     edge = [n * 4 / size for n, size in zip(owners.shape, stages.seen(view.look).seen.size)]
     figure, axes = frame_axes(image.shape[:2], 1, 3)
     show_map(axes[0, 0], image, title='frame')

@@ -23,7 +23,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from . import __version__
-from .outputs import SUFFIXES, check_outputs, segment_into
+from .outputs import check_outputs, segment_into
 from .segmenter import Segmenter
 from .vct import VCT
 from .video import MediaError

@@ -8,11 +8,12 @@ __all__ = ['ROUNDING', 'PENDING', 'WAITING', 'heard', 'Object', 'describe', 'con
            'overlay', 'save_labels', 'folder_beside', 'segment_file']
 
 # %% ../nbs/25_segmenter.ipynb #25-002
-import math, os, re, shutil
+import math, os, re
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -124,7 +125,7 @@ def read(self:Segmenter, frame, maps):
 @patch
 def steps(self:Segmenter, looks):
     "The `Step`s of one batch of looks: tuples of name, `Frame`, and the log-mel patch `(1, 96, 64)` heard with it"
-    given = [self.inputs(frame.image, patch, name) for name, frame, patch in looks]
+    given = [self.inputs(frame.image, mel, name) for name, frame, mel in looks]
     return [self.read(frame, maps) for (_, frame, _), maps in zip(looks, self.predict(*map(torch.cat, zip(*given))))]
 
 @patch
@@ -223,8 +224,8 @@ def filled(self:Segmenter, pairs, hold, live):
     def flush():
         nonlocal last
         made = self.steps([w for w in waiting if w[2] is not None]) if looks else []
-        for _, frame, patch in waiting:
-            if patch is not None: yield (last := made.pop(0))
+        for _, frame, mel in waiting:
+            if mel is not None: yield (last := made.pop(0))
             elif hold == 'last' or not made: yield replace(last, time=frame.time, frame=frame.image)
             else:
                 share = (frame.time - last.time) / (made[0].time - last.time)
@@ -381,16 +382,15 @@ def folder_beside(path):
     When the block raises, all is as before. Label maps are files named by six digits or more and .png.
     """
     path = Path(path).absolute()
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    part.mkdir()
-    try:
+    with TemporaryDirectory(prefix=f'.{path.name}.', suffix='.part', dir=path.parent, ignore_cleanup_errors=True) as private:
+        part = Path(private)/path.name
+        part.mkdir()
         yield part
         if not path.exists(): os.replace(part, path)
         else:
             for old in path.iterdir():
                 if re.fullmatch(r'\d{6,}\.png', old.name): old.unlink()
             for new in part.iterdir(): os.replace(new, path / new.name)
-    finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/25_segmenter.ipynb #25-073
 def segment_file(

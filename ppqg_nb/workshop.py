@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
-from .cli import (Debug, Device, Json, Preset, Quiet, Regions, app, bar, errors, flag, load, main, option, pick_device,
-                         screen, sentences)
+from .cli import (Debug, Device, Json, Preset, Quiet, Regions, app, bar, flag, load, main, option, pick_device, screen,
+                         sentences)
 
 # %% ../nbs/27a_workshop.ipynb #27-008
 data = typer.Typer(no_args_is_help=True, help='Make data sets, and look after them.')

@@ -283,6 +283,13 @@ def test_quiet_and_verbose(tmp_path):
     assert code == 0 and 'a_ppqg.mp4: 10 frames' in out and 'cpu, 128 pixels, batches of 1, every frame: ' in err
 
 
+def test_large_models_look_once_a_second():
+    from types import SimpleNamespace
+    from ppqg_nb.cli import looks_a_second
+    def of(numbers): return SimpleNamespace(model=SimpleNamespace(parameters=lambda: [torch.empty(numbers, device='meta')] * 3))
+    assert [looks_a_second(of(n), fps) for n in (10**6, 10**8) for fps in (None, 5.)] == [None, 5, 1, 5]
+
+
 def test_warnings_are_lines(tmp_path):
     source = clip(tmp_path/'a.ts', codecs=('mpeg2video', 'mp2'), fps=25)
     data = bytearray(source.read_bytes())
