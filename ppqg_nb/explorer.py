@@ -177,16 +177,22 @@ def show_map(ax, image, span=(1, 1), title='', **options):
     ax.set(xlim=(0, 1), ylim=(1, 0), gid='frame')
     title_above(ax, title)
 
-def title_above(ax, title): ax.text(.5, 1.02, title, fontsize=9, ha='center', va='bottom', transform=ax.transAxes)    # a fast title
+def title_above(ax, title):
+    "A title that is laid out by hand, which is faster than matplotlib's own"
+    ax.text(.5, 1.02, title, fontsize=9, ha='center', va='bottom', transform=ax.transAxes)
 
-def map_span(seen): return tuple(p / n for p, n in zip(seen.padded, seen.size))
+def map_span(seen):
+    "The shares of the frame's height and width that a map of the padded frame covers: 1, or a little more"
+    return tuple(p / n for p, n in zip(seen.padded, seen.size))
 
 def mark_cell(ax, stages, view):
     "Mark the view's cell"
     x, y = ((n + .5) * 4 / size for n, size in zip((view.column, view.row), stages.seen(view.look).seen.size[::-1]))
     for color, width in (('black', 3.5), ('white', 1.5)): ax.plot(x, y, '+', ms=12, mew=width, color=color)
 
-def small_frame(stages, view): return stages.images[view.look].permute(1, 2, 0).numpy()
+def small_frame(stages, view):
+    "The frame of a look as matplotlib takes it, `(H, W, 3)`"
+    return stages.images[view.look].permute(1, 2, 0).numpy()
 
 def name_rows(axes, view):
     "Beside each row of axes the name of its sound, where there are several"
