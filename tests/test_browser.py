@@ -12,8 +12,7 @@ CHAPTERS = '01_audio', '07_grouping', '26_explorer'
 INSTALLED = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--disable-background-networking', '--disable-component-update',
          '--disable-sync']
-ERRORS = '[data-mime-type="application/vnd.jupyter.error"]'
-PROMPTS = "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent.trim())"
+PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent.trim())"
 
 pytestmark = pytest.mark.xdist_group('browser')
 
@@ -87,17 +86,21 @@ def idle(page):
     page.get_by_text(re.compile(r'\| Idle$')).wait_for(timeout=120_000)
 
 
-def run_all(page):
-    "Run → Run All Cells, until every cell has its number; an error output fails."
+def run_all(page, path):
+    "Run → Run All Cells; when nothing is left to run, the notebook that JupyterLab saves has a number for each cell and no error."
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
-    for _ in range(1400):
-        prompts = page.evaluate(PROMPTS)
-        assert page.locator(ERRORS).all_inner_texts() == []
-        if prompts and all(p.strip('[]:').isdigit() for p in prompts): break
-        page.wait_for_timeout(200)
-    else: pytest.fail(f'Not all cells have run: {prompts}')
+    for words in ("some(p => p != '[ ]:')", "every(p => p != '[*]:')"):
+        page.wait_for_function(f'() => {PROMPTS}.{words}', timeout=280_000)
     idle(page)
+    page.get_by_role('menuitem', name='File', exact=True).click()
+    page.locator('.lm-Menu-item[data-command="docmanager:save"]').click()
+    for _ in range(100):
+        cells = [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+        if any(c['execution_count'] for c in cells): break
+        page.wait_for_timeout(100)
+    assert [o['evalue'] for c in cells for o in c['outputs'] if o['output_type'] == 'error'] == []
+    assert all(c['execution_count'] for c in cells)
 
 
 def keep(page, name):
@@ -148,10 +151,10 @@ def walk(page):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('name', CHAPTERS)
 def test_chapter_in_jupyterlab(name, browser, settings, tmp_path):
-    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.*'))
+    for part in ('nbs', 'tests/golden'): shutil.copytree(ROOT/part, tmp_path/part, symlinks=True, ignore=shutil.ignore_patterns('.*'))
     command = [sys.executable, '-m', 'jupyterlab', '--ServerApp.root_dir=' + str(tmp_path/'nbs')]
     with serving(command, tmp_path, settings) as address, opened(browser, address, name) as page:
-        run_all(page)
+        run_all(page, tmp_path/'nbs'/f'{name}.ipynb')
         if name == '26_explorer': walk(page)
         keep(page, name)
 
@@ -162,7 +165,7 @@ def test_ppqg_explore(browser, settings, tmp_path):
     "The command opens what it says, and ends when it is asked to."
     command = [sys.executable, '-m', 'ppqg_nb.workshop', 'explore', '--no-browser']
     with serving(command, tmp_path, settings) as address, opened(browser, address, 'ppqg_explore') as page:
-        run_all(page)
+        run_all(page, tmp_path/'ppqg_explore.ipynb')
         walk(page)
         keep(page, 'ppqg_explore')
     with pytest.raises(OSError): urllib.request.urlopen(f'{address}/api', timeout=5)
