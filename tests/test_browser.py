@@ -86,6 +86,12 @@ def idle(page):
     page.get_by_text(re.compile(r'\| Idle$')).wait_for(timeout=120_000)
 
 
+def saved(path):
+    "The code cells of a notebook on disk; none while it is being written."
+    try: return [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    except ValueError: return []
+
+
 def run_all(page, path):
     "Run → Run All Cells; when nothing is left to run, the notebook that JupyterLab saves has a number for each cell and no error."
     page.get_by_role('menuitem', name='Run', exact=True).click()
@@ -96,7 +102,7 @@ def run_all(page, path):
     page.get_by_role('menuitem', name='File', exact=True).click()
     page.locator('.lm-Menu-item[data-command="docmanager:save"]').click()
     for _ in range(100):
-        cells = [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+        cells = saved(path)
         if any(c['execution_count'] for c in cells): break
         page.wait_for_timeout(100)
     assert [o['evalue'] for c in cells for o in c['outputs'] if o['output_type'] == 'error'] == []
