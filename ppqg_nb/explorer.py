@@ -185,6 +185,7 @@ def map_span(seen):
     "The shares of the frame's height and width that a map of the padded frame covers: 1, or a little more"
     return tuple(p / n for p, n in zip(seen.padded, seen.size))
 
+# %% ../nbs/26_explorer.ipynb #26-035
 def mark_cell(ax, stages, view):
     "Mark the view's cell"
     x, y = ((n + .5) * 4 / size for n, size in zip((view.column, view.row), stages.seen(view.look).seen.size[::-1]))
@@ -211,7 +212,7 @@ def frame_point(figure, x, y):
     for ax in figure.axes:
         if ax.get_gid() == 'frame' and ax.bbox.contains(*at): return tuple(ax.transData.inverted().transform(at).tolist())
 
-# %% ../nbs/26_explorer.ipynb #26-037
+# %% ../nbs/26_explorer.ipynb #26-038
 def draw_mel(stages, view):
     "The log-mel of each sound, and the patch that is heard"
     fig = Figure((WIDE, .5 + 1.3 * len(view.sounds)), DPI, layout='none')
@@ -229,14 +230,14 @@ def draw_mel(stages, view):
     axes[-1, 0].set_xlabel('time (s)', fontsize=9)
     return fig, f'At {time:.2f} s the model hears {time - SPAN / 2 / RATE:.2f} s to {time + SPAN / 2 / RATE:.2f} s.'
 
-# %% ../nbs/26_explorer.ipynb #26-038
+# %% ../nbs/26_explorer.ipynb #26-039
 def to_png(figure):
     "A figure as PNG bytes, dot by dot as it was laid out"
     with io.BytesIO() as out:
         figure.savefig(out, format='png', pil_kwargs=dict(compress_level=1))
         return out.getvalue()
 
-# %% ../nbs/26_explorer.ipynb #26-042
+# %% ../nbs/26_explorer.ipynb #26-043
 def draw_pyramid(stages, view):
     "The frame, and how much each place stands out in V2 … V5"
     maps, span = stages.seen(view.look).pyramid, map_span(stages.seen(view.look).seen)
@@ -249,7 +250,7 @@ def draw_pyramid(stages, view):
     return figure, '; '.join(f'V{level}: {m.shape[2]} × {m.shape[3]} cells, {m.shape[1]} channels'
                              for level, m in enumerate(maps, 2)) + '. The sound plays no part yet.'
 
-# %% ../nbs/26_explorer.ipynb #26-045
+# %% ../nbs/26_explorer.ipynb #26-046
 OWNERS = ListedColormap([OKABE_ITO[(3 * n) % 7] for n in range(7)] + ['#999999'])
 
 def draw_owners(stages, view):
@@ -268,7 +269,7 @@ def draw_owners(stages, view):
     return figure, (f'The cell in column {view.column}, row {view.row} belongs to query {owner}. Query {view.query} owns '
                     f'{int(mine.sum())} of {mine.numel()} cells. The sound plays no part yet.')
 
-# %% ../nbs/26_explorer.ipynb #26-051
+# %% ../nbs/26_explorer.ipynb #26-052
 def draw_scores(stages, view, most=10):
     "The prototypes with the highest scores, for each sound"
     names = stages.model.config.sounds
@@ -285,7 +286,7 @@ def draw_scores(stages, view, most=10):
             for sound, row in zip(view.sounds, scores)]
     return figure, 'The highest scores. ' + '; '.join(said) + '.'
 
-# %% ../nbs/26_explorer.ipynb #26-055
+# %% ../nbs/26_explorer.ipynb #26-056
 def draw_attention(stages, view):
     "What the view's query attends to in each layer, for each sound"
     heards, order = [stages.heard(view.look, s) for s in view.sounds], stages.model.decoder.order
@@ -303,7 +304,7 @@ def draw_attention(stages, view):
     name_rows(axes, view)
     return figure, f'Query {view.query}, the largest share that a token gets, layer by layer. ' + '; '.join(said) + '.'
 
-# %% ../nbs/26_explorer.ipynb #26-058
+# %% ../nbs/26_explorer.ipynb #26-059
 def draw_masks(stages, view):
     "The mask and the class of the view's query, layer by layer, for each sound"
     names, said = (*stages.model.config.classes, 'no object'), []
@@ -320,7 +321,7 @@ def draw_masks(stages, view):
     name_rows(axes, view)
     return figure, f'Query {view.query} after the last layer. ' + '; '.join(said) + '.'
 
-# %% ../nbs/26_explorer.ipynb #26-061
+# %% ../nbs/26_explorer.ipynb #26-062
 def draw_overlay(stages, view):
     "The frame with what is marked, for each sound"
     steps = [stages.heard(view.look, s).step for s in view.sounds]
@@ -330,7 +331,7 @@ def draw_overlay(stages, view):
     marked = [', '.join(f'{o.name} {o.area:.1%} of the frame' for o in step.objects) or 'nothing' for step in steps]
     return figure, 'Marked. ' + '; '.join(f'{sound_label(s)}: {m}' for s, m in zip(view.sounds, marked)) + '.'
 
-# %% ../nbs/26_explorer.ipynb #26-065
+# %% ../nbs/26_explorer.ipynb #26-066
 STYLE = '''
 .ppqg { display: grid; grid-template-columns: max-content 1fr 7em; gap: 4px 12px; max-width: 760px; padding: 4px;
         color: var(--jp-ui-font-color1, var(--vscode-foreground, inherit)); font: 14px sans-serif }
@@ -360,7 +361,7 @@ function control(model, name, el) {                 // a list to choose from, or
 }
 '''
 
-# %% ../nbs/26_explorer.ipynb #26-066
+# %% ../nbs/26_explorer.ipynb #26-067
 PAGE = CONTROL + '''
 function render({ model, el }) {
     el.classList.add('ppqg')
@@ -383,7 +384,7 @@ function render({ model, el }) {
 export default { render }
 '''
 
-# %% ../nbs/26_explorer.ipynb #26-068
+# %% ../nbs/26_explorer.ipynb #26-069
 DRAWINGS = {        # stage: how it is drawn, which controls it uses besides stage and look, what the query generator must have made
     'log-mel patch': (draw_mel, ('sound',), 'queries'),
     'pyramid': (draw_pyramid, (), 'queries'),
@@ -394,6 +395,7 @@ DRAWINGS = {        # stage: how it is drawn, which controls it uses besides sta
     'final overlay': (draw_overlay, ('sound',), 'queries'),
 }
 
+# %% ../nbs/26_explorer.ipynb #26-070
 class Explorer(anywidget.AnyWidget):
     "The `Stages` of a clip, to walk through; each control is an index into its list in `texts`"
     _esm, _css = PAGE, STYLE
@@ -415,7 +417,7 @@ class Explorer(anywidget.AnyWidget):
         self.on_msg(self.click)
         self.redraw()
 
-# %% ../nbs/26_explorer.ipynb #26-069
+# %% ../nbs/26_explorer.ipynb #26-071
 @patch
 def redraw(self: Explorer, change=None):
     "Draw what the controls say, unless it is there already"
@@ -446,7 +448,7 @@ def click(self: Explorer, _, content, buffers):
     self.moving = False
     self.move()
 
-# %% ../nbs/26_explorer.ipynb #26-070
+# %% ../nbs/26_explorer.ipynb #26-072
 def explore(source, *others, segmenter=None, fps=2, start=0., seconds=30.):
     """Walk through the stages of a clip, in JupyterLab, Notebook 7 or VS Code; `others` are files that lend their sound.
 
