@@ -158,7 +158,7 @@ class Glance(NamedTuple):
 WIDE, TITLE, DPI = 7.4, .26, 100        # inches: of the widest figure, of a line of text; dots an inch
 
 def frame_axes(shape, rows, columns, lines=1):
-    "A figure of rows × columns axes, each of the shape (H, W) and with room for `lines` of title; the axes, `(rows, columns)`"
+    "A figure of axes `(rows, columns)`, each of the shape (H, W), with room for `lines` of title; and the axes"
     aspect = shape[0] / shape[1]
     side = min((WIDE - TITLE) / columns - .06, 2.5, 2.5 / aspect)
     high, step = side * aspect, side + .06
@@ -199,7 +199,8 @@ def name_rows(axes, view):
     "Beside each row of axes the name of its sound, where there are several"
     if len(view.sounds) > 1:
         for row, sound in zip(axes, view.sounds):
-            row[0].text(-.05, .5, sound_label(sound), fontsize=9, ha='right', va='center', rotation=90, transform=row[0].transAxes)
+            row[0].text(-.05, .5, sound_label(sound), fontsize=9, ha='right', va='center', rotation=90,
+                        transform=row[0].transAxes)
 
 def sound_label(sound):
     "The name of a sound, of at most 15 letters"
@@ -262,7 +263,8 @@ def draw_owners(stages, view):
     show_map(axes[0, 1], owners % 8, edge, 'owner of each cell', cmap=OWNERS, vmin=0, vmax=7)
     mine = (owners == view.query).float()
     show_map(axes[0, 2], image, title=f'cells of query {view.query}')
-    axes[0, 2].imshow(np.zeros((*mine.shape, 3)), alpha=.8 * (1 - mine.numpy()), extent=(0, edge[1], edge[0], 0), aspect='auto')
+    axes[0, 2].imshow(np.zeros((*mine.shape, 3)), alpha=.8 * (1 - mine.numpy()), extent=(0, edge[1], edge[0], 0),
+                      aspect='auto')
     axes[0, 2].set(xlim=(0, 1), ylim=(1, 0))
     for ax in axes[0]: mark_cell(ax, stages, view)
     owner = owners[view.row, view.column].item()
@@ -273,14 +275,16 @@ def draw_owners(stages, view):
 def draw_scores(stages, view, most=10):
     "The prototypes with the highest scores, for each sound"
     names = stages.model.config.sounds
-    scores = torch.stack([stages.heard(view.look, s).prediction.scores[0].float().sigmoid().cpu() for s in view.sounds]).numpy()
+    preds = [stages.heard(view.look, s).prediction for s in view.sounds]
+    scores = torch.stack([p.scores[0].float().sigmoid().cpu() for p in preds]).numpy()
     top = scores.max(0).argsort()[::-1][:most]
     figure = Figure((WIDE, .75 + .25 * len(top)), DPI, layout='none')
     ax = figure.add_axes((.2, .5 / figure.get_figheight(), .78, 1 - .6 / figure.get_figheight()))
     for n, (sound, row) in enumerate(zip(view.sounds, scores)):
         high = .8 / len(scores)
         ax.barh(np.arange(len(top)) + high * n, row[top], high, align='edge', color=OKABE_ITO[n], label=sound_label(sound))
-    ax.set(yticks=np.arange(len(top)) + .4, yticklabels=[names[k] for k in top], xlim=(0, 1), xlabel='score (after a sigmoid)')
+    ax.set_yticks(np.arange(len(top)) + .4, [names[k] for k in top])
+    ax.set(xlim=(0, 1), xlabel='score (after a sigmoid)')
     ax.invert_yaxis(); ax.legend(loc='lower right', fontsize=9)
     said = [f'{sound_label(sound)}: {", ".join(f"{names[k]} {row[k]:.2f}" for k in row.argsort()[::-1][:3])}'
             for sound, row in zip(view.sounds, scores)]
@@ -385,7 +389,7 @@ export default { render }
 '''
 
 # %% ../nbs/26_explorer.ipynb #26-069
-DRAWINGS = {        # stage: how it is drawn, which controls it uses besides stage and look, what the query generator must have made
+DRAWINGS = {        # stage: how it is drawn, which controls it uses besides stage and look, what must have been generated
     'log-mel patch': (draw_mel, ('sound',), 'queries'),
     'pyramid': (draw_pyramid, (), 'queries'),
     'query ownership': (draw_owners, ('query', 'column', 'row'), 'assignment'),

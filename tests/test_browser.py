@@ -48,8 +48,8 @@ def settings(tmp_path_factory):
                           (extension('apputils', 'notification'), dict(fetchNews='false'))):
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
-    env = dict(os.environ, PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(home/'config'), JUPYTERLAB_SETTINGS_DIR=str(home/'settings'),
-               JUPYTER_DATA_DIR=str(home/'data'), JUPYTER_RUNTIME_DIR=str(home/'run'), IPYTHONDIR=str(home/'ipython'))
+    env = dict(os.environ, PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(home/'config'),
+               JUPYTERLAB_SETTINGS_DIR=str(home/'settings'), JUPYTER_DATA_DIR=str(home/'data'), JUPYTER_RUNTIME_DIR=str(home/'run'), IPYTHONDIR=str(home/'ipython'))
     return port, {k: v for k, v in env.items() if k not in ('IN_TEST', 'MPLBACKEND')}
 
 
@@ -93,7 +93,7 @@ def saved(path):
 
 
 def run_all(page, path):
-    "Run → Run All Cells; when nothing is left to run, the notebook that JupyterLab saves has a number for each cell and no error."
+    "Run → Run All Cells; in what JupyterLab saves then, each cell has a number and none an error."
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
     for words in ("some(p => p != '[ ]:')", "every(p => p != '[*]:')"):
@@ -157,7 +157,7 @@ def walk(page):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('name', CHAPTERS)
 def test_chapter_in_jupyterlab(name, browser, settings, tmp_path):
-    for part in ('nbs', 'tests/golden'): shutil.copytree(ROOT/part, tmp_path/part, symlinks=True, ignore=shutil.ignore_patterns('.*'))
+    for part in ('nbs', 'tests/golden'): shutil.copytree(ROOT/part, tmp_path/part, symlinks=True)
     command = [sys.executable, '-m', 'jupyterlab', '--ServerApp.root_dir=' + str(tmp_path/'nbs')]
     with serving(command, tmp_path, settings) as address, opened(browser, address, name) as page:
         run_all(page, tmp_path/'nbs'/f'{name}.ipynb')
