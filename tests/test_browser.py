@@ -49,7 +49,8 @@ def settings(tmp_path_factory):
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
     env = dict(os.environ, PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(home/'config'),
-               JUPYTERLAB_SETTINGS_DIR=str(home/'settings'), JUPYTER_DATA_DIR=str(home/'data'), JUPYTER_RUNTIME_DIR=str(home/'run'), IPYTHONDIR=str(home/'ipython'))
+               JUPYTERLAB_SETTINGS_DIR=str(home/'settings'), JUPYTER_DATA_DIR=str(home/'data'),
+               JUPYTER_RUNTIME_DIR=str(home/'run'), IPYTHONDIR=str(home/'ipython'))
     return port, {k: v for k, v in env.items() if k not in ('IN_TEST', 'MPLBACKEND')}
 
 

@@ -17,8 +17,9 @@ from ppqg_nb.workshop import app
 
 def tiny(**changes):
     "A small model of two classes, its weights random."
-    config = dict(classes=BINARY_CLASSES, sounds=BINARY_CLASSES, image_size=64, hidden=16, num_queries=4, pixel_mlp=(8,), layers=3,
-                  heads=2, ffn=16, vggish_width=.05, backbone='resnet10t', backbone_options=dict(output_stride=32), prompt_heads=1)
+    config = dict(classes=BINARY_CLASSES, sounds=BINARY_CLASSES, image_size=64, hidden=16, num_queries=4, pixel_mlp=(8,),
+                  layers=3, heads=2, ffn=16, vggish_width=.05, backbone='resnet10t',
+                  backbone_options=dict(output_stride=32), prompt_heads=1)
     return VCT(Config(**config | changes)).eval()
 
 
