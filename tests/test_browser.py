@@ -14,8 +14,6 @@ FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--disable-backgroun
          '--disable-sync']
 PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent.trim())"
 
-pytestmark = pytest.mark.xdist_group('browser')
-
 
 def missing(why):
     "Skip; in CI, which has to install it, fail."
