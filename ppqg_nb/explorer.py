@@ -158,7 +158,7 @@ class Glance(NamedTuple):
 WIDE, TITLE, DPI = 7.4, .26, 100        # inches: of the widest figure, of a line of text; dots an inch
 
 def frame_axes(shape, rows, columns, lines=1):
-    "A figure of rows × columns axes, each of the shape (H, W) and with room for `lines` of title; the axes, `(rows, columns)`"
+    "A figure of axes `(rows, columns)`, each of the shape (H, W), with room for `lines` of title; and the axes"
     aspect = shape[0] / shape[1]
     side = min((WIDE - TITLE) / columns - .06, 2.5, 2.5 / aspect)
     high, step = side * aspect, side + .06
@@ -178,28 +178,29 @@ def show_map(ax, image, span=(1, 1), title='', **options):
     title_above(ax, title)
 
 def title_above(ax, title):
-    "A title above the middle of axes, drawn faster than matplotlib's own"
-    ax.text(.5, 1.02, title, fontsize=9, ha='center', va='bottom', transform=ax.transAxes)    # a fast title
+    "A title that is laid out by hand, which is faster than matplotlib's own"
+    ax.text(.5, 1.02, title, fontsize=9, ha='center', va='bottom', transform=ax.transAxes)
 
 def map_span(seen):
-    "The shares of height and width that the padded maps of a look cover"
+    "The shares of the frame's height and width that a map of the padded frame covers: 1, or a little more"
     return tuple(p / n for p, n in zip(seen.padded, seen.size))
 
+# %% ../nbs/26_explorer.ipynb #26-035
 def mark_cell(ax, stages, view):
     "Mark the view's cell"
     x, y = ((n + .5) * 4 / size for n, size in zip((view.column, view.row), stages.seen(view.look).seen.size[::-1]))
     for color, width in (('black', 3.5), ('white', 1.5)): ax.plot(x, y, '+', ms=12, mew=width, color=color)
 
 def small_frame(stages, view):
-    "The frame of the view's look, (H, W, 3)"
+    "The frame of a look as matplotlib takes it, `(H, W, 3)`"
     return stages.images[view.look].permute(1, 2, 0).numpy()
 
-# %% ../nbs/26_explorer.ipynb #26-034s
 def name_rows(axes, view):
     "Beside each row of axes the name of its sound, where there are several"
     if len(view.sounds) > 1:
         for row, sound in zip(axes, view.sounds):
-            row[0].text(-.05, .5, sound_label(sound), fontsize=9, ha='right', va='center', rotation=90, transform=row[0].transAxes)
+            row[0].text(-.05, .5, sound_label(sound), fontsize=9, ha='right', va='center', rotation=90,
+                        transform=row[0].transAxes)
 
 def sound_label(sound):
     "The name of a sound, of at most 15 letters"
@@ -212,7 +213,7 @@ def frame_point(figure, x, y):
     for ax in figure.axes:
         if ax.get_gid() == 'frame' and ax.bbox.contains(*at): return tuple(ax.transData.inverted().transform(at).tolist())
 
-# %% ../nbs/26_explorer.ipynb #26-037
+# %% ../nbs/26_explorer.ipynb #26-038
 def draw_mel(stages, view):
     "The log-mel of each sound, and the patch that is heard"
     fig = Figure((WIDE, .5 + 1.3 * len(view.sounds)), DPI, layout='none')
@@ -230,14 +231,14 @@ def draw_mel(stages, view):
     axes[-1, 0].set_xlabel('time (s)', fontsize=9)
     return fig, f'At {time:.2f} s the model hears {time - SPAN / 2 / RATE:.2f} s to {time + SPAN / 2 / RATE:.2f} s.'
 
-# %% ../nbs/26_explorer.ipynb #26-038
+# %% ../nbs/26_explorer.ipynb #26-039
 def to_png(figure):
     "A figure as PNG bytes, dot by dot as it was laid out"
     with io.BytesIO() as out:
         figure.savefig(out, format='png', pil_kwargs=dict(compress_level=1))
         return out.getvalue()
 
-# %% ../nbs/26_explorer.ipynb #26-042
+# %% ../nbs/26_explorer.ipynb #26-043
 def draw_pyramid(stages, view):
     "The frame, and how much each place stands out in V2 … V5"
     maps, span = stages.seen(view.look).pyramid, map_span(stages.seen(view.look).seen)
@@ -250,7 +251,7 @@ def draw_pyramid(stages, view):
     return figure, '; '.join(f'V{level}: {m.shape[2]} × {m.shape[3]} cells, {m.shape[1]} channels'
                              for level, m in enumerate(maps, 2)) + '. The sound plays no part yet.'
 
-# %% ../nbs/26_explorer.ipynb #26-045
+# %% ../nbs/26_explorer.ipynb #26-046
 OWNERS = ListedColormap([OKABE_ITO[(3 * n) % 7] for n in range(7)] + ['#999999'])
 
 def draw_owners(stages, view):
@@ -262,31 +263,34 @@ def draw_owners(stages, view):
     show_map(axes[0, 1], owners % 8, edge, 'owner of each cell', cmap=OWNERS, vmin=0, vmax=7)
     mine = (owners == view.query).float()
     show_map(axes[0, 2], image, title=f'cells of query {view.query}')
-    axes[0, 2].imshow(np.zeros((*mine.shape, 3)), alpha=.8 * (1 - mine.numpy()), extent=(0, edge[1], edge[0], 0), aspect='auto')
+    axes[0, 2].imshow(np.zeros((*mine.shape, 3)), alpha=.8 * (1 - mine.numpy()), extent=(0, edge[1], edge[0], 0),
+                      aspect='auto')
     axes[0, 2].set(xlim=(0, 1), ylim=(1, 0))
     for ax in axes[0]: mark_cell(ax, stages, view)
     owner = owners[view.row, view.column].item()
     return figure, (f'The cell in column {view.column}, row {view.row} belongs to query {owner}. Query {view.query} owns '
                     f'{int(mine.sum())} of {mine.numel()} cells. The sound plays no part yet.')
 
-# %% ../nbs/26_explorer.ipynb #26-051
+# %% ../nbs/26_explorer.ipynb #26-052
 def draw_scores(stages, view, most=10):
     "The prototypes with the highest scores, for each sound"
     names = stages.model.config.sounds
-    scores = torch.stack([stages.heard(view.look, s).prediction.scores[0].float().sigmoid().cpu() for s in view.sounds]).numpy()
+    preds = [stages.heard(view.look, s).prediction for s in view.sounds]
+    scores = torch.stack([p.scores[0].float().sigmoid().cpu() for p in preds]).numpy()
     top = scores.max(0).argsort()[::-1][:most]
     figure = Figure((WIDE, .75 + .25 * len(top)), DPI, layout='none')
     ax = figure.add_axes((.2, .5 / figure.get_figheight(), .78, 1 - .6 / figure.get_figheight()))
     for n, (sound, row) in enumerate(zip(view.sounds, scores)):
         high = .8 / len(scores)
         ax.barh(np.arange(len(top)) + high * n, row[top], high, align='edge', color=OKABE_ITO[n], label=sound_label(sound))
-    ax.set(yticks=np.arange(len(top)) + .4, yticklabels=[names[k] for k in top], xlim=(0, 1), xlabel='score (after a sigmoid)')
+    ax.set_yticks(np.arange(len(top)) + .4, [names[k] for k in top])
+    ax.set(xlim=(0, 1), xlabel='score (after a sigmoid)')
     ax.invert_yaxis(); ax.legend(loc='lower right', fontsize=9)
     said = [f'{sound_label(sound)}: {", ".join(f"{names[k]} {row[k]:.2f}" for k in row.argsort()[::-1][:3])}'
             for sound, row in zip(view.sounds, scores)]
     return figure, 'The highest scores. ' + '; '.join(said) + '.'
 
-# %% ../nbs/26_explorer.ipynb #26-055
+# %% ../nbs/26_explorer.ipynb #26-056
 def draw_attention(stages, view):
     "What the view's query attends to in each layer, for each sound"
     heards, order = [stages.heard(view.look, s) for s in view.sounds], stages.model.decoder.order
@@ -304,7 +308,7 @@ def draw_attention(stages, view):
     name_rows(axes, view)
     return figure, f'Query {view.query}, the largest share that a token gets, layer by layer. ' + '; '.join(said) + '.'
 
-# %% ../nbs/26_explorer.ipynb #26-058
+# %% ../nbs/26_explorer.ipynb #26-059
 def draw_masks(stages, view):
     "The mask and the class of the view's query, layer by layer, for each sound"
     names, said = (*stages.model.config.classes, 'no object'), []
@@ -321,7 +325,7 @@ def draw_masks(stages, view):
     name_rows(axes, view)
     return figure, f'Query {view.query} after the last layer. ' + '; '.join(said) + '.'
 
-# %% ../nbs/26_explorer.ipynb #26-061
+# %% ../nbs/26_explorer.ipynb #26-062
 def draw_overlay(stages, view):
     "The frame with what is marked, for each sound"
     steps = [stages.heard(view.look, s).step for s in view.sounds]
@@ -331,7 +335,7 @@ def draw_overlay(stages, view):
     marked = [', '.join(f'{o.name} {o.area:.1%} of the frame' for o in step.objects) or 'nothing' for step in steps]
     return figure, 'Marked. ' + '; '.join(f'{sound_label(s)}: {m}' for s, m in zip(view.sounds, marked)) + '.'
 
-# %% ../nbs/26_explorer.ipynb #26-065
+# %% ../nbs/26_explorer.ipynb #26-066
 STYLE = '''
 .ppqg { display: grid; grid-template-columns: max-content 1fr 7em; gap: 4px 12px; max-width: 760px; padding: 4px;
         color: var(--jp-ui-font-color1, var(--vscode-foreground, inherit)); font: 14px sans-serif }
@@ -361,7 +365,7 @@ function control(model, name, el) {                 // a list to choose from, or
 }
 '''
 
-# %% ../nbs/26_explorer.ipynb #26-066
+# %% ../nbs/26_explorer.ipynb #26-067
 PAGE = CONTROL + '''
 function render({ model, el }) {
     el.classList.add('ppqg')
@@ -384,8 +388,8 @@ function render({ model, el }) {
 export default { render }
 '''
 
-# %% ../nbs/26_explorer.ipynb #26-068
-DRAWINGS = {        # stage: how it is drawn, which controls it uses besides stage and look, what the query generator must have made
+# %% ../nbs/26_explorer.ipynb #26-069
+DRAWINGS = {        # stage: how it is drawn, which controls it uses besides stage and look, what must have been generated
     'log-mel patch': (draw_mel, ('sound',), 'queries'),
     'pyramid': (draw_pyramid, (), 'queries'),
     'query ownership': (draw_owners, ('query', 'column', 'row'), 'assignment'),
@@ -395,7 +399,7 @@ DRAWINGS = {        # stage: how it is drawn, which controls it uses besides sta
     'final overlay': (draw_overlay, ('sound',), 'queries'),
 }
 
-# %% ../nbs/26_explorer.ipynb #26-068s
+# %% ../nbs/26_explorer.ipynb #26-070
 class Explorer(anywidget.AnyWidget):
     "The `Stages` of a clip, to walk through; each control is an index into its list in `texts`"
     _esm, _css = PAGE, STYLE
@@ -417,7 +421,7 @@ class Explorer(anywidget.AnyWidget):
         self.on_msg(self.click)
         self.redraw()
 
-# %% ../nbs/26_explorer.ipynb #26-069
+# %% ../nbs/26_explorer.ipynb #26-071
 @patch
 def redraw(self: Explorer, change=None):
     "Draw what the controls say, unless it is there already"
@@ -448,7 +452,7 @@ def click(self: Explorer, _, content, buffers):
     self.moving = False
     self.move()
 
-# %% ../nbs/26_explorer.ipynb #26-070
+# %% ../nbs/26_explorer.ipynb #26-072
 def explore(source, *others, segmenter=None, fps=2, start=0., seconds=30.):
     """Walk through the stages of a clip, in JupyterLab, Notebook 7 or VS Code; `others` are files that lend their sound.
 

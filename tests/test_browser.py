@@ -14,8 +14,6 @@ FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--disable-backgroun
          '--disable-sync']
 PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent.trim())"
 
-pytestmark = pytest.mark.xdist_group('browser')
-
 
 def missing(why):
     "Skip; in CI, which has to install it, fail."
@@ -48,8 +46,9 @@ def settings(tmp_path_factory):
                           (extension('apputils', 'notification'), dict(fetchNews='false'))):
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
-    env = dict(os.environ, PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(home/'config'), JUPYTERLAB_SETTINGS_DIR=str(home/'settings'),
-               JUPYTER_DATA_DIR=str(home/'data'), JUPYTER_RUNTIME_DIR=str(home/'run'), IPYTHONDIR=str(home/'ipython'))
+    env = dict(os.environ, PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(home/'config'),
+               JUPYTERLAB_SETTINGS_DIR=str(home/'settings'), JUPYTER_DATA_DIR=str(home/'data'),
+               JUPYTER_RUNTIME_DIR=str(home/'run'), IPYTHONDIR=str(home/'ipython'))
     return port, {k: v for k, v in env.items() if k not in ('IN_TEST', 'MPLBACKEND')}
 
 
@@ -86,8 +85,14 @@ def idle(page):
     page.get_by_text(re.compile(r'\| Idle$')).wait_for(timeout=120_000)
 
 
+def saved(path):
+    "The code cells of a notebook on disk; none while it is being written."
+    try: return [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    except ValueError: return []
+
+
 def run_all(page, path):
-    "Run → Run All Cells; when nothing is left to run, the notebook that JupyterLab saves has a number for each cell and no error."
+    "Run → Run All Cells; in what JupyterLab saves then, each cell has a number and none an error."
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
     for words in ("some(p => p != '[ ]:')", "every(p => p != '[*]:')"):
@@ -96,7 +101,7 @@ def run_all(page, path):
     page.get_by_role('menuitem', name='File', exact=True).click()
     page.locator('.lm-Menu-item[data-command="docmanager:save"]').click()
     for _ in range(100):
-        cells = [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+        cells = saved(path)
         if any(c['execution_count'] for c in cells): break
         page.wait_for_timeout(100)
     assert [o['evalue'] for c in cells for o in c['outputs'] if o['output_type'] == 'error'] == []
@@ -151,7 +156,7 @@ def walk(page):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('name', CHAPTERS)
 def test_chapter_in_jupyterlab(name, browser, settings, tmp_path):
-    for part in ('nbs', 'tests/golden'): shutil.copytree(ROOT/part, tmp_path/part, symlinks=True, ignore=shutil.ignore_patterns('.*'))
+    for part in ('nbs', 'tests/golden'): shutil.copytree(ROOT/part, tmp_path/part, symlinks=True)
     command = [sys.executable, '-m', 'jupyterlab', '--ServerApp.root_dir=' + str(tmp_path/'nbs')]
     with serving(command, tmp_path, settings) as address, opened(browser, address, name) as page:
         run_all(page, tmp_path/'nbs'/f'{name}.ipynb')

@@ -1,5 +1,5 @@
 "The explorer without a browser: what it keeps, what it draws for films and models of many makes, and what it refuses."
-import json, subprocess
+import json, subprocess, sys
 
 import numpy as np
 import pytest
@@ -17,8 +17,9 @@ from ppqg_nb.workshop import app
 
 def tiny(**changes):
     "A small model of two classes, its weights random."
-    config = dict(classes=BINARY_CLASSES, sounds=BINARY_CLASSES, image_size=64, hidden=16, num_queries=4, pixel_mlp=(8,), layers=3,
-                  heads=2, ffn=16, vggish_width=.05, backbone='resnet10t', backbone_options=dict(output_stride=32), prompt_heads=1)
+    config = dict(classes=BINARY_CLASSES, sounds=BINARY_CLASSES, image_size=64, hidden=16, num_queries=4, pixel_mlp=(8,),
+                  layers=3, heads=2, ffn=16, vggish_width=.05, backbone='resnet10t',
+                  backbone_options=dict(output_stride=32), prompt_heads=1)
     return VCT(Config(**config | changes)).eval()
 
 
@@ -149,7 +150,7 @@ def test_the_command(tmp_path, monkeypatch):
     before = book.read_bytes()
     again = ppqg(source)
     assert again.exit_code == 1 and 'exists' in again.output and book.read_bytes() == before
-    monkeypatch.setattr('ppqg_nb.workshop.find_spec', lambda name: None)
+    monkeypatch.setitem(sys.modules, 'jupyterlab', None)
     done = ppqg('-o', 'new.ipynb')
     assert done.exit_code == 1 and 'pip install jupyterlab' in done.output and len(typed) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([source.name, book.name])
