@@ -9,7 +9,7 @@ __all__ = ['screen', 'errors', 'app', 'Debug', 'Quiet', 'Json', 'RANDOM', 'LARGE
            'Silent', 'Network', 'Verbose', 'printable', 'sentence', 'sentences', 'flag', 'hush', 'print_version',
            'ppqg', 'load', 'devices', 'devices_of', 'pick_device', 'wanted', 'check_free', 'bar', 'make_segmenter',
            'looks_a_second', 'run', 'stem', 'run_one', 'many', 'chosen', 'Maker', 'run_all', 'option', 'seconds',
-           'segment', 'heard_from_ffmpeg', 'demo', 'parameters', 'versions', 'info', 'main']
+           'heard_from_ffmpeg', 'segment', 'demo', 'parameters', 'versions', 'info', 'main']
 
 # %% ../nbs/27_cli.ipynb #27-002
 import json, os, platform, re, shutil, signal, sys, time, warnings
@@ -349,6 +349,17 @@ Silent = Annotated[bool, flag('--silent', 'Let the model hear silence: for files
 Network = Annotated[bool, flag('--network', 'Let FFmpeg load IN from an address such as https://….', **FILM)]
 Verbose = Annotated[bool, flag('--verbose', 'Say how the model ran, and what FFmpeg has to say.', '-v')]
 
+# %% ../nbs/27_cli.ipynb #27-033as
+@contextmanager
+def heard_from_ffmpeg(wanted):
+    "FFmpeg's warnings on the screen, if `wanted`: by its own printer, as PyAV's may wait for a thread that waits for it"
+    if not wanted: yield; return
+    import av
+    av.logging.set_libav_level(av.logging.WARNING)
+    av.logging.restore_default_callback()
+    try: yield
+    finally: av.logging.set_level(None)
+
 # %% ../nbs/27_cli.ipynb #27-033a
 @app.command(epilog='Examples: ppqg segment concert.mp4 -o marked.webm -o table.csv --start 1:30 --end 2:00. '
                     'ppqg segment concert.mp4 --json | jq .objects. ppqg segment films -o results --kinds overlay,csv --jobs 2')
@@ -366,8 +377,7 @@ def segment(
     """
     model = dict(preset=preset, weights=weights, device=device, size=size, regions=regions)
     stream = dict(silent=silent, hold=hold, start=start, end=end, track=track, view=view)
-    with sentences(debug):
-        if verbose: heard_from_ffmpeg()
+    with sentences(debug), heard_from_ffmpeg(verbose):
         if many(sources):
             if masks or soft or cutout or network or overwrite or not out or len(out) > 1:
                 raise typer.BadParameter('For many films name one folder of results with -o, and what to write with --kinds.')
@@ -376,12 +386,6 @@ def segment(
             outputs = wanted(out, masks, soft, cutout, lines, stem(sources[0]))
             code = run_one(sources[0], outputs, overwrite, network, model, quiet, verbose, fps=fps, **stream)
     raise typer.Exit(code)
-
-# %% ../nbs/27_cli.ipynb #27-033as
-def heard_from_ffmpeg():
-    "Let FFmpeg print its warnings on the screen"
-    import av
-    av.logging.set_level(av.logging.WARNING)
 
 # %% ../nbs/27_cli.ipynb #27-060
 @app.command()
