@@ -1,5 +1,5 @@
 "The command as a person types it."
-import json, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 
 import av
 import numpy as np
@@ -316,7 +316,8 @@ def test_tables_as_json():
 
 
 def test_completion_is_installed_by_typer():
-    done = subprocess.run([*COMMAND, '--show-completion', 'bash'], capture_output=True, text=True)
+    named = os.environ | dict(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION='1')        # the shell is named, not looked for
+    done = subprocess.run([*COMMAND, '--show-completion', 'bash'], capture_output=True, text=True, env=named)
     assert done.returncode == 0 and '_PPQG_COMPLETE' in done.stdout
 
 

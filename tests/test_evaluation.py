@@ -64,7 +64,7 @@ def table(path):
     with open(path, newline='', encoding='utf-8') as f: return list(csv.DictReader(f))
 
 
-def contents(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
+def contents(folder): return {p.name: p.read_bytes() if p.is_file() else None for p in folder.iterdir()}
 
 
 def by_hand(model, clips):
