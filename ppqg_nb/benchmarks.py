@@ -10,7 +10,7 @@ __all__ = ['ALSO', 'SMALL', 'TABLE', 'GUARDED', 'LIMITS', 'STAGES', 'stages', 'i
            'write_tries', 'main']
 
 # %% ../nbs/32_benchmarks.ipynb #32-003
-import argparse, json, math, os, platform, sys, time, weakref
+import argparse, json, math, os, platform, time, weakref
 import numpy as np, torch
 import torch.nn.functional as F
 from copy import deepcopy
@@ -302,7 +302,7 @@ def bench(
     seen=lambda done: None,     # called with the share that is done
 ):
     "Measure ceilings, stages and growth: a dict, ready for JSON. A `ValueError` for what there is not"
-    c, names, rounds, done = preset(name), chosen(names, train), 3 if quick else 9, 0
+    c, names, rounds = preset(name), chosen(names, train), 3 if quick else 9
     if steps < 1 or size is not None and size < 32: raise ValueError('steps must be at least 1, and size at least 32 pixels.')
     model = VCT.from_pretrained(name) if (SHIPPED / name).is_dir() else VCT(offline(c)).eval()
     given, tops = inputs(c, steps, size, device), ceilings(device)

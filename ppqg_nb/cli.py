@@ -12,7 +12,7 @@ __all__ = ['screen', 'errors', 'app', 'Debug', 'Quiet', 'Json', 'RANDOM', 'LARGE
            'heard_from_ffmpeg', 'segment', 'demo', 'parameters', 'versions', 'info', 'main']
 
 # %% ../nbs/27_cli.ipynb #27-002
-import json, os, platform, re, shutil, signal, sys, time, warnings
+import json, os, platform, shutil, signal, sys, time, warnings
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,12 +36,9 @@ def printable(text):
 
 def sentence(error):
     "What to say of an error: its own words if it was foreseen, else that it is a defect"
-    if type(error) is MemoryError and str(error): return str(error)         # ours
-    full = isinstance(error, RuntimeError) and re.search("memory|can't start new thread", str(error))
-    if full or isinstance(error, (MemoryError, BlockingIOError)):
-        return 'There is not enough free memory; close other programs, or scale the film down.'
-    if isinstance(error, (ValueError, OSError)): return str(error)
-    return f'{type(error).__name__}: {error}. This is a defect of ppqg_nb: run again with --debug and report what it prints.'
+    if isinstance(error, (ValueError, OSError)) and not isinstance(error, BlockingIOError): return str(error)
+    from ppqg_nb.video import no_memory
+    return no_memory(error) or f'{type(error).__name__}: {error}. This is a defect of ppqg_nb: run again with --debug and report what it prints.'
 
 # %% ../nbs/27_cli.ipynb #27-007s
 @contextmanager
@@ -91,7 +88,7 @@ def print_version(wanted: bool):
     raise typer.Exit()
 
 @app.callback(epilog='Begin with [bold]ppqg demo[/]. Exit codes: 0 done, 1 the input, 2 the command line, '
-                     '130 interrupted.')
+                     '130 interrupted, 141 the reader of a pipe left.')
 def ppqg(
     version: Annotated[bool, flag('--version', 'Print the version.', callback=print_version, is_eager=True)] = False,
 ):

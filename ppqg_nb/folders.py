@@ -26,7 +26,7 @@ from . import __version__
 from .outputs import check_outputs, segment_into
 from .segmenter import Segmenter
 from .vct import VCT
-from .video import MediaError
+from .video import MediaError, no_memory
 
 # %% ../nbs/25e_folders.ipynb #25e-007
 MEDIA = tuple('.3gp .asf .avi .f4v .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv'.split())
@@ -243,8 +243,9 @@ def place(self:FolderManifest, film, part, kinds, **about):
 # %% ../nbs/25e_folders.ipynb #25e-035
 def as_sentence(error):
     "What an error says, on one line; with its type, if it is none that was foreseen"
-    text = ' '.join(str(error).split())
-    return text if isinstance(error, (ValueError, OSError)) and text else f'{type(error).__name__}: {text}'
+    told = no_memory(error)
+    text = ' '.join((told or str(error)).split())
+    return text if told or isinstance(error, (ValueError, OSError)) and text else f'{type(error).__name__}: {text}'
 
 # %% ../nbs/25e_folders.ipynb #25e-037
 class Worker:

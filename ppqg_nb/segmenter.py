@@ -24,8 +24,8 @@ from .audio import RATE, SPAN, cut_patches
 from .core import check_shape, class_colors
 from .masks import label_map, upsample
 from .sources import Live, as_file
-from .video import (Frame, MediaError, Sound, VideoReformatter, VideoWriter, ahead, beside, lies, probe, shown_frames,
-                           upright)
+from .video import (Frame, MediaError, Sound, VideoReformatter, VideoWriter, ahead, beside, lies, no_memory, probe,
+                           shown_frames, upright)
 
 # %% ../nbs/25_segmenter.ipynb #25-012
 def heard(sound, time):
@@ -146,7 +146,7 @@ def predict(self:Segmenter, *inputs):
     """
     try: return self.model.compose(self.model(*inputs, every_layer=False)).float()
     except (MemoryError, RuntimeError) as e:            # for a CPU, torch has no error of its own
-        if not isinstance(e, MemoryError) and 'memory' not in str(e): raise
+        if no_memory(e) is None: raise
     if len(inputs[0]) == 1:
         raise MemoryError(f'The memory of the device {self.device} does not hold one frame of {self.size[0]} × {self.size[1]} '
                           'pixels; choose a smaller --size, another --device, or close other programs.')

@@ -370,14 +370,14 @@ def check_explore(sources, source, out):
     "Raise an error, one sentence, where JupyterLab is missing, a file has no sound, or the notebook cannot be written"
     if find_spec('jupyterlab') is None: raise ValueError('JupyterLab is not installed; install it: pip install jupyterlab')
     if sources and not source: raise ValueError('--sound needs a video to lend its sound to; name one.')
-    if out.suffix != '.ipynb': raise typer.BadParameter(f'{out} does not end in .ipynb.')
+    if out.suffix != '.ipynb': raise typer.BadParameter(f'{out} does not end in .ipynb; name a notebook.')
     if out.exists(): raise ValueError(f'{out} exists; open it with jupyter lab {out}, or choose another name with -o.')
     if not out.absolute().parent.is_dir():
         raise ValueError(f'There is no folder {out.absolute().parent}; make it first, or write elsewhere.')
     if not sources: return
     from ppqg_nb.video import MediaError, probe
     for path in sources:
-        if not probe(path).rate: raise MediaError(f'{path} has no sound, and the explorer needs to hear one.')
+        if not probe(path).rate: raise MediaError(f'{path} has no sound, and the explorer needs to hear one; name another file.')
 
 # %% ../nbs/27a_workshop.ipynb #27-054o
 Lent = Annotated[Optional[list[Path]], option("A file whose sound may take the place of the video's. May be repeated.", '--sound',
