@@ -18,6 +18,7 @@ from torch import nn
 from torch.export import Dim
 from . import __version__
 from .audio import BANDS, FFT, FRAMES, HIGH, HOP, LOW, OFFSET, RATE, SPAN, WINDOW
+from .pyramid import PaddedBlock
 from .video import beside
 
 # %% ../nbs/25f_export.ipynb #25f-008
@@ -202,6 +203,8 @@ def export(
     The file appears whole or not at all. Raises a `ValueError`, one sentence, where it cannot be, or says something else.
     """
     check_wish(path, to, size)
+    if size is None and any(isinstance(m, PaddedBlock) for m in model.modules()):
+        raise ValueError('This model looks through shifted windows, which torch can export for one size only; name it with --size.')
     model.eval()
     with beside(path) as part:
         FORMATS[to][1](trace(model, size), card(model.config, size, name, licence), part)

@@ -77,6 +77,7 @@ def test_card_is_enough_in_onnxruntime(files):
 def test_shifted_windows_at_one_size(tmp_path):
     torch.manual_seed(0)
     model = VCT(replace(preset('released-avss-swin-base-384'), **SMALL | WINDOWS)).eval()
+    with pytest.raises(ValueError, match='one size only; name it with --size'): export(model, tmp_path/'a.pt2', 'torch-export')
     report = export(model, tmp_path/'a.pt2', 'torch-export', size=64)
     assert list(report['apart']) == [(1, 64, 64), (2, 64, 64), (3, 64, 64)] and max(report['apart'].values()) <= LIMIT
     assert read_card(tmp_path/'a.pt2')['inputs']['regions']['shape'] == ['T', 3, 64, 64]
