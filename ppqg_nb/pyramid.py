@@ -149,7 +149,8 @@ class Pyramid(nn.Module):
     """Frames, and region maps if `config.regions`, to [V2, V3, V4, V5] (eq-pyramid).
 
     Both inputs are `(B, 3, H, W)`, float, as `normalize` and `pad_to` make them. V_i is `(B, C_i, H/2^i, W/2^i)`, and
-    `channels` lists the C_i. Frames do not see each other. Source of the gates: the released system.
+    `channels` lists the C_i. Frames do not see each other; one region map may serve all. Source of the gates: the released
+    system.
     """
     def __init__(self, config):
         super().__init__()
@@ -160,7 +161,11 @@ class Pyramid(nn.Module):
         self.regions = make() if c.regions else None
         if c.regions: self.gates = nn.ModuleList(SqueezeExcitation(n, max(1, n // 16)) for n in self.channels)
 
+    def mark(self, regions):
+        "What region maps add to the maps of their frames, `(B, C_i, H/2^i, W/2^i)` each; `forward` takes it in their place"
+        return [gate(u) for gate, u in zip(self.gates, self.regions(regions))]
+
     def forward(self, frames, regions=None):
         maps = self.frames(frames)
         if self.regions is None: return maps
-        return [v + gate(u) for v, gate, u in zip(maps, self.gates, self.regions(regions))]
+        return [v + u for v, u in zip(maps, regions if isinstance(regions, list) else self.mark(regions))]
