@@ -58,8 +58,11 @@ def describe(where, values, index, name):
 # %% ../nbs/25_segmenter.ipynb #25-024
 def contenders(maps):
     "The classes of maps `(1, K, h, w)` that can be the largest after bilinear resampling: `(n,)` int64, rising"
-    cells = F.pad(maps, (0, 1, 0, 1), 'replicate')
-    high, low = F.max_pool2d(cells, 2, 1), -F.max_pool2d(-cells, 2, 1)
+    def of_cells(larger, x):
+        for d in (2, 3):
+            if x.shape[d] > 1: x = larger(x.narrow(d, 0, x.shape[d] - 1), x.narrow(d, 1, x.shape[d] - 1))
+        return x
+    high, low = of_cells(torch.maximum, maps), of_cells(torch.minimum, maps)
     return (high >= low.amax(1, keepdim=True)).flatten(2).any(2)[0].nonzero()[:, 0]
 
 def read_maps(maps, size, names):
@@ -103,7 +106,7 @@ class Segmenter:
         if regions is not None and not c.regions:
             raise ValueError('This model does not read region maps; leave out --regions, in Python regions.')
         self.model, self.size, self.device = model.to(device).eval(), (size, size), torch.device(device)
-        self.regions, self.batch = regions, batch or self.fitting()
+        self.regions, self.batch, self.seen = regions, batch or self.fitting(), None
 
 # %% ../nbs/25_segmenter.ipynb #25-032
 @patch
@@ -134,7 +137,17 @@ def step(self:Segmenter, time, image, patch, name=''):
 
     `name` is what a maker of region maps knows the frame by.
     """
+    self.seen = None
     return self.steps([(name, Frame(time, image), patch)])[0]
+
+# %% ../nbs/25_segmenter.ipynb #25-032c
+@patch
+def answer(self:Segmenter, frames, patches, *regions):
+    "The model's prediction. Frames, and region maps, that are equal to those of the call before are not looked at again"
+    if not hasattr(self.model, 'see'): return self.model(frames, patches, *regions, every_layer=False)
+    given, seen = (frames, *regions), self.seen
+    if seen is None or not all(map(torch.equal, given, seen[0])): seen = self.seen = given, self.model.see(*given)
+    return self.model.hear(seen[1], patches, every_layer=False)
 
 # %% ../nbs/25_segmenter.ipynb #25-032a
 @patch
@@ -144,7 +157,7 @@ def predict(self:Segmenter, *inputs):
 
     Where memory runs out, the batch is halved, and so are the later ones. Raises a `MemoryError` where it runs out for one.
     """
-    try: return self.model.compose(self.model(*inputs, every_layer=False)).float()
+    try: return self.model.compose(self.answer(*inputs)).float()
     except (MemoryError, RuntimeError) as e:            # for a CPU, torch has no error of its own
         if no_memory(e) is None: raise
     if len(inputs[0]) == 1:
@@ -273,7 +286,7 @@ def stream(self:Segmenter,
     each look, for the number of the frame: 000000, 000001 … Raises `MediaError` for a file that cannot be read or has no
     sound, a `ValueError` for settings that make no sense, and what a maker raises.
     """
-    empty, live = True, isinstance(source, Live)
+    empty, live, self.seen = True, isinstance(source, Live), None
     with ExitStack() as stack:
         path = None if live else stack.enter_context(as_file(source))
         check_settings(path, fps, hold, start, end, view)
@@ -300,9 +313,9 @@ def ink(color):
 
 def edges(labels, width):
     "Marked pixels, and unmarked ones, that are at most `width` pixels from another class: two `(H, W)` bool"
-    x = F.pad(labels[None, None].float(), (width,) * 4, 'replicate')
-    high, low = (F.max_pool2d(sign * x, 2 * width + 1, 1)[0, 0] * sign for sign in (1, -1))
-    return (high != low) & (labels > 0), (high != low) & (labels == 0)
+    x = labels.numpy()
+    near = ndimage.maximum_filter(x, 2 * width + 1, mode='nearest') != ndimage.minimum_filter(x, 2 * width + 1, mode='nearest')
+    return torch.from_numpy(near & (x > 0)), torch.from_numpy(near & (x == 0))
 
 # %% ../nbs/25_segmenter.ipynb #25-053
 def place(box, size, within, taken):
@@ -357,14 +370,20 @@ def overlay(step, note=None, colors=class_colors(256)):
 
     `note` is written on a red bar at the bottom. `colors`: `(classes, 3)` uint8, one for each value of the label map.
     """
-    frame, tint = step.frame.float(), torch.from_numpy(colors)[step.labels.long()].permute(2, 0, 1)
-    inside, outside = edges(step.labels, max(1, frame.shape[1] // 300))
-    mixed = torch.where(step.labels > 0, .55 * frame + .45 * tint, frame)
-    mixed = torch.where(inside, .3 * tint + 178, torch.where(outside, .4 * frame, mixed))
-    picture = Image.fromarray(mixed.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    frame, colors = step.frame.permute(1, 2, 0), torch.from_numpy(colors)
+    inside, outside = edges(step.labels, max(1, len(frame) // 300))
+    marked = (step.labels > 0) & ~inside
+    def paint(where, how):          # only the pixels that change
+        pixels, tints = frame[where], colors[step.labels[where].long()]
+        mixed[where] = how(pixels.float(), tints.float()).to(torch.uint8)
+    mixed = frame.clone(memory_format=torch.contiguous_format)
+    paint(marked, lambda x, tint: .55 * x + .45 * tint)
+    paint(inside, lambda x, tint: .3 * tint + 178)
+    paint(outside, lambda x, tint: .4 * x)
+    picture = Image.fromarray(mixed.numpy())
     draw, (W, H) = ImageDraw.Draw(picture), picture.size
     low = write_note(draw, note, (W, H)) if note else 0
-    write_names(draw, regions(step.labels), {o.index: o.name for o in step.objects}, colors, (W, H - low))
+    write_names(draw, regions(step.labels), {o.index: o.name for o in step.objects}, colors.tolist(), (W, H - low))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 # %% ../nbs/25_segmenter.ipynb #25-066
