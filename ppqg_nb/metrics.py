@@ -37,10 +37,12 @@ def threshold_counts(
     Float64, whole numbers. P are the pixels with a probability of at least the threshold.
     """
     at = torch.linspace(0, 1 - 1e-10, 255, dtype=prob.dtype, device=prob.device)
-    gap = torch.bucketize(prob.contiguous(), at, right=True).flatten(-2) - 1       # 0 … 254
-    frames = prob.shape[:-2].numel()
-    row = 2 * torch.arange(frames, device=prob.device).view(*prob.shape[:-2], 1) + target.flatten(-2)
-    bins = (255 * row + gap).flatten().bincount(minlength=frames * 2 * 255).view(*prob.shape[:-2], 2, 255)
+    edge, x = torch.cat([at, at.new_full((1,), torch.inf)]), prob.flatten(-2)
+    near = (x * 254).int()                                                         # rounding may be one off
+    gap = near + (x >= edge[near + 1]).int() - (x < edge[near]).int()              # 0 … 254
+    frames = x.shape[:-1].numel()
+    row = 2 * torch.arange(frames, device=x.device, dtype=torch.int).view(*x.shape[:-1], 1) + target.flatten(-2).int()
+    bins = (255 * row + gap).flatten().bincount(minlength=frames * 2 * 255).view(*x.shape[:-1], 2, 255)
     silent, both = bins.flip(-1).cumsum(-1).flip(-1).double().unbind(-2)
     return both, silent + both, both[..., :1]          # at threshold 0, P is the whole frame
 
@@ -172,10 +174,10 @@ def class_counts(label, target, classes):
 
     `label`, `target`: (frames, H, W) int64, 0 … classes - 1.
     """
-    frame = classes * torch.arange(len(label), device=label.device)[:, None]
-    count = lambda x: x.flatten().bincount(minlength=classes * len(label)).view(-1, classes)
-    label, target = label.flatten(1) + frame, target.flatten(1) + frame     # one number for each pair
-    return count(label[label == target]), count(label), count(target)
+    frame = torch.arange(len(label), device=label.device)[:, None]
+    cell = (classes * frame + label.flatten(1)) * classes + target.flatten(1)       # one number for each triple
+    table = cell.flatten().bincount(minlength=len(label) * classes**2).view(-1, classes, classes)
+    return table.diagonal(dim1=1, dim2=2), table.sum(2), table.sum(1)
 
 # %% ../nbs/20_metrics.ipynb #20-063
 def semantic_parts(label, target, classes):
@@ -213,8 +215,10 @@ class SemanticScore(Sums):
         sizes = check_shape(pred, 'clips T K H W', 'pred', K=self.classes)
         check_shape(target, 'clips T H W', 'target', **sizes)
         _check_target(target, self.classes)
-        if not pred.isfinite().all(): raise ValueError('pred has values that are not finite; give maps without NaN.')
-        label, target = (x.flatten(0, 1).to(self.device) for x in (pred.argmax(2), target.long()))
+        top, label = pred.max(2)
+        if not (top.isfinite().all() and pred.amin().isfinite()):
+            raise ValueError('pred has values that are not finite; give maps without NaN.')
+        label, target = (x.flatten(0, 1).to(self.device) for x in (label, target.long()))
         self.add(**semantic_parts(label, target, self.classes))
 
     def compute(self):

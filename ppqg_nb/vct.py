@@ -149,12 +149,12 @@ def forward(self: VCT,
     "Predict from B frames and their sound: a `Prediction`. Raises a `ValueError` where inputs do not fit"
     self.check(frames, patches, regions, owner)
     if regions is not None and len(regions) < len(frames): regions = self.pyramid.mark(pad_to(normalize(regions)))
-    def see(s): return self.see(frames[s], regions[s] if isinstance(regions, torch.Tensor) else regions)
     where = frames.shape[-2:], frames.device, self.training or torch.is_grad_enabled()
-    if owner is not None:
-        seen = joined([see(s) for s in pieces(len(frames), *where)])
-        def see(s): return seen.of(owner[s])
-    return joined([self.hear(see(s), patches[s], every_layer) for s in pieces(len(patches), *where)])
+    def see(s): return self.see(frames[s], regions[s] if isinstance(regions, torch.Tensor) else regions)
+    def hear(seen, s): return self.hear(seen, patches[s], every_layer)
+    if owner is None: return joined([hear(see(s), s) for s in pieces(len(patches), *where)])
+    seen = joined([see(s) for s in pieces(len(frames), *where)])
+    return joined([hear(seen.of(owner[s]), s) for s in pieces(len(patches), *where)])
 
 # %% ../nbs/12_vct.ipynb #12-015
 @patch

@@ -317,13 +317,16 @@ def print_bench(found):
     table = Table(*(Column(c, no_wrap=True) for c in ('stage', 'ms', 'CPU ms', '10^6 mult-adds', 'peak MiB', 'share of limit')),
                   box=None, pad_edge=False)
     for name, s in found['stages'].items():
-        counted = [f"{s['multiply_adds'] / 1e6:,.0f}", f"{s['peak_bytes'] / 2**20:.1f}", f"{100 * s['share']:.0f} %"] \
-            if 'share' in s else ['', '', f"{s['rate']:.1f} {s['unit']}/s"]
+        peak = f"{s['peak_bytes'] / 2**20:.1f}" if 'peak_bytes' in s else ''
+        counted = [f"{s['multiply_adds'] / 1e6:,.0f}", peak, f"{100 * s['share']:.0f} %"] \
+            if 'share' in s else ['', peak, f"{s['rate']:.1f} {s['unit']}/s"]
         table.add_row(name, f"{1e3 * s['seconds']:.1f}", f"{1e3 * s['cpu_seconds']:.1f}", *counted)
     Console().print(table)
+    for m in found.get('memory', ()):
+        print(f"{m['frames']} frames: peak {m['peak_bytes'] / 2**20:.0f} MiB above weights and inputs, output {m['output_bytes'] / 2**20:.0f} MiB")
     for variable, stages in found['growth'].items():
-        print(f'exponents against {variable} (measured; of the arithmetic; in the limit):')
-        for name, e in stages.items(): print(f"  {name}: {e['time']}; {e['multiply_adds']}; {e['limit']}")
+        print(f'exponents against {variable} (time; memory; arithmetic; in theory at most):')
+        for name, e in stages.items(): print(f"  {name}: {e['time']}; {e['memory']}; {e['multiply_adds']}; {e['limit']}")
 
 # %% ../nbs/27a_workshop.ipynb #27-054c
 @app.command()
@@ -333,7 +336,7 @@ def bench(
     size: Annotated[Optional[int], option('Side of the frames in pixels. Default: what the preset is made for.', metavar='N')] = None,
     steps: Annotated[int, option('Frames in one call, each with its second of sound.', metavar='N')] = 1,
     stages: Annotated[Optional[str], option('Only these, separated by commas.', metavar='NAMES')] = None,
-    train: Annotated[bool, flag('--train', 'Also a step of training, forward and backward.')] = False,
+    train: Annotated[bool, flag('--train', 'Also a step of training, forward and backward, with checkpointing.')] = False,
     quick: Annotated[bool, flag('--quick', 'Fewer rounds: about a minute for scenes-tiny.')] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -341,7 +344,7 @@ def bench(
 ):
     """Measure how fast each stage is here, beside what this machine can do.
 
-    The weights are random; they change no time.
+    Where no weights ship they are random, which changes no time.
     """
     with sentences(debug):
         from ppqg_nb import benchmarks
