@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ALSO', 'SMALL', 'TABLE', 'GUARDED', 'LIMITS', 'STAGES', 'stages', 'inputs', 'whole_model', 'loss_stage', 'Counted',
            'Cost', 'attention_flops', 'reading_flops', 'cost', 'light', 'costs', 'write_table', 'versions', 'changed',
-           'interleaved', 'summary', 'ceilings', 'on_film', 'around', 'pair', 'growth', 'clip_memory', 'first_seconds',
-           'film_growth', 'process_peak', 'machine', 'described', 'training', 'chosen', 'bench', 'counter', 'report',
-           'stacked', 'gathered', 'folded', 'pooled', 'compared', 'tries', 'write_tries', 'main']
+           'interleaved', 'summary', 'ceilings', 'on_film', 'around', 'pair', 'growth', 'clip_memory', 'write_memory',
+           'first_seconds', 'film_growth', 'process_peak', 'machine', 'described', 'training', 'chosen', 'bench',
+           'counter', 'report', 'stacked', 'gathered', 'folded', 'pooled', 'looped', 'binned', 'in_int8', 'tries',
+           'write_tries', 'main']
 
 # %% ../nbs/32_benchmarks.ipynb #32-003
-import argparse, json, math, os, platform, re, time, weakref
+import argparse, json, math, os, platform, re, time, warnings, weakref
 import numpy as np, torch
 import torch.nn.functional as F
 from copy import deepcopy
@@ -31,11 +32,11 @@ from .audio import RATE, log_mel_patches
 from .core import PRESETS, example_path, preset
 from .losses import criterion
 from .masks import upsample
-from .metrics import score
+from .metrics import class_counts, score, threshold_counts
 from .pixel_decoder import deformable_attention, reference_points
 from .pyramid import normalize, pad_to
 from .queries import Generated
-from .segmenter import Segmenter, segment_file
+from .segmenter import Segmenter, contenders, segment_file
 from .training import save_memory
 from .vct import SHIPPED, VCT, Layer, Prediction, Seen, offline
 from .video import VideoWriter, beside, read_frames
@@ -273,6 +274,13 @@ def clip_memory(model, size=None, device='cpu', counts=(1, 10)):
         return dict(frames=T, output_bytes=sum(s.nbytes() for s in out), peak_bytes=counted.peak)
     return [told(T) for T in counts]
 
+# %% ../nbs/32_benchmarks.ipynb #32-039c2
+def write_memory(path):
+    "Count `clip_memory` of two presets, large Swins replaced as in the table, and write it, JSON"
+    names = 'scenes-tiny', 'released-avss-swin-base-384'
+    found = {name: clip_memory(VCT(offline(light(preset(name)))).eval().requires_grad_(False), counts=(1, 2, 5, 10)) for name in names}
+    with beside(path) as part: Path(part).write_text(json.dumps(dict(versions=versions(), presets=found), indent=1) + '\n', encoding='utf-8')
+
 # %% ../nbs/32_benchmarks.ipynb #32-039e
 def first_seconds(path, seconds):
     "Write the first seconds of the running example to a file; gives the frames"
@@ -439,14 +447,24 @@ def pooled(maps):
     high, low = F.max_pool2d(cells, 2, 1), -F.max_pool2d(-cells, 2, 1)
     return (high >= low.amax(1, keepdim=True)).flatten(2).any(2)[0].nonzero()[:, 0]
 
-def compared(maps):
-    "The same by comparing neighbours"
-    cells = F.pad(maps, (0, 1, 0, 1), 'replicate')
-    def of_four(larger, x):
-        x = larger(x[..., 1:, :], x[..., :-1, :])
-        return larger(x[..., 1:], x[..., :-1])
-    high, low = of_four(torch.maximum, cells), of_four(torch.minimum, cells)
-    return (high >= low.amax(1, keepdim=True)).flatten(2).any(2)[0].nonzero()[:, 0]
+def looped(label, target, prob, classes=71):
+    "`class_counts` and `threshold_counts`, a comparison of whole frames for each class and each threshold"
+    def counts(p, t): return torch.stack([(p & t).sum(), p.sum(), t.sum()])
+    at = torch.linspace(0, 1 - 1e-10, 255)
+    return (torch.stack([torch.stack([counts(l == k, t == k) for k in range(classes)]) for l, t in zip(label, target)]),
+            torch.stack([torch.stack([counts(x >= a, t > 0) for a in at]) for x, t in zip(prob, target)]))
+
+def binned(label, target, prob, classes=71):
+    "The same from histograms, by `ppqg_nb.metrics`"
+    both, predicted, true = threshold_counts(prob, target > 0)
+    return (torch.stack(class_counts(label, target, classes), -1),
+            torch.stack([both, predicted, true.expand_as(both)], -1).long())
+
+def in_int8(model):
+    "A copy of a model whose linear maps have weights of 8 bits, and inputs rounded on the way"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return torch.ao.quantization.quantize_dynamic(deepcopy(model), {nn.Linear}, torch.qint8)
 
 # %% ../nbs/32_benchmarks.ipynb #32-053
 def tries():
@@ -462,7 +480,9 @@ def tries():
     model = VCT.from_pretrained('scenes-tiny').requires_grad_(False)
     frames, patches, _ = inputs(model.config, size=224)
     images, net = normalize(frames), model.pyramid.frames.backbone.stages
-    last, lean = images.contiguous(memory_format=torch.channels_last), folded(net)
+    last, lean, eight = images.contiguous(memory_format=torch.channels_last), folded(net), in_int8(model)
+    label, target = torch.randint(71, (2, 1, 224, 224))
+    prob = torch.rand(1, 224, 224)
     def lower():
         with torch.autocast('cpu', torch.bfloat16): return model(frames, patches, every_layer=False)
     return {'deformable attention, map by map, queries last': (lambda: stacked(*large), lambda: deformable_attention(*large)),
@@ -472,10 +492,12 @@ def tries():
             'softmax with the queries last': (lambda: scores.softmax(-1), lambda: scores.movedim(1, -1).softmax(-2)),
             'sigmoid in place': (lambda: upsample(z, size).sigmoid(), lambda: upsample(z, size).sigmoid_()),
             'label map by max': (lambda: few.argmax(1), lambda: few.max(1).indices),
-            'contenders by comparison': (lambda: pooled(maps), lambda: compared(maps)),
+            'contenders by comparison': (lambda: pooled(maps), lambda: contenders(maps)),
+            'scores: histograms for a loop': (lambda: looped(label, target, prob), lambda: binned(label, target, prob)),
             'channels last': (lambda: net(images), lambda: net(last)),
             'batch norms folded': (lambda: net(last), lambda: lean(last)),
-            'bfloat16, scenes-tiny': (lambda: model(frames, patches, every_layer=False), lower)}
+            'bfloat16, scenes-tiny': (lambda: model(frames, patches, every_layer=False), lower),
+            'int8, scenes-tiny': (lambda: model(frames, patches, every_layer=False), lambda: eight(frames, patches, every_layer=False))}
 
 # %% ../nbs/32_benchmarks.ipynb #32-053a
 @torch.no_grad()
@@ -491,13 +513,15 @@ def write_tries(path, rounds=15):
 
 # %% ../nbs/32_benchmarks.ipynb #32-064
 def main(argv=None):
-    "The command: count all presets, and write the table"
+    "The command: write one of the files that this chapter reads"
     parser = argparse.ArgumentParser(prog='python -m ppqg_nb.benchmarks', description='Count multiply-adds, operators and '
         'peak bytes of every stage of every preset, and write the table that the guard compares with.')
-    parser.add_argument('out', nargs='?', default=TABLE, help='the file to write (ppqg_nb/media/costs.json)')
+    parser.add_argument('out', nargs='?', help='the file to write (in ppqg_nb/media: costs.json, tries.json or memory.json)')
     parser.add_argument('--tries', action='store_true', help='time what was tried, and write the ratios')
+    parser.add_argument('--memory', action='store_true', help='count the memory of clips of one to ten frames, and write it')
     a = parser.parse_args(argv)
-    (write_tries if a.tries else write_table)(a.out)
+    name, write = ('tries', write_tries) if a.tries else ('memory', write_memory) if a.memory else ('costs', write_table)
+    write(a.out or TABLE.parent / f'{name}.json')
 
 # %% ../nbs/32_benchmarks.ipynb #32-065
 #| eval: false

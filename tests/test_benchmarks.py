@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from ppqg_nb import benchmarks, decoder, pixel_decoder
-from ppqg_nb.benchmarks import TABLE, bench, changed, costs, growth, write_table
+from ppqg_nb.benchmarks import TABLE, bench, changed, clip_memory, costs, growth, write_table
 from ppqg_nb.core import PRESETS, preset
+from ppqg_nb.vct import VCT, offline
 
 
 @pytest.fixture(scope='module')
@@ -54,9 +55,17 @@ def test_a_frame_of_another_size_grows_as_it_must():
     assert found['audio']['multiply_adds'] == 0 and found['pixel decoder']['multiply_adds'] == 1
 
 
+def test_more_frames_take_no_more_memory_beside_what_they_give():
+    model = VCT(offline(preset('scenes-tiny'))).eval().requires_grad_(False)
+    one, six = clip_memory(model, 384, counts=(1, 6))
+    assert six['output_bytes'] == 6 * one['output_bytes']
+    assert six['peak_bytes'] - six['output_bytes'] < one['peak_bytes'] + one['output_bytes']
+
+
 def test_training_and_bad_requests():
     found = bench(size=64, names=('forward and backward',), train=True, quick=True)
-    assert found['stages']['forward and backward']['rate'] > 0 and found['growth'] == {}
+    assert found['stages']['forward and backward']['rate'] > 0 and found['stages']['forward and backward']['peak_bytes'] > 2**20
+    assert found['growth'] == {}
     for wrong in (dict(names=('ears',)), dict(size=16), dict(steps=0)):
         with pytest.raises(ValueError): bench(**wrong)
     with pytest.raises(ValueError, match='There is no preset'): bench('scenes-small')

@@ -67,6 +67,20 @@ def test_each_step_hears_the_patch_around_its_frame(tmp_path, rate):
     assert len(times) == 6 and torch.equal(torch.cat(model.patches), wanted)
 
 
+def test_a_picture_that_stands_still_is_seen_once():
+    model, seen = VCT.from_pretrained('scenes-tiny'), []
+    model.pyramid.register_forward_hook(lambda m, given, made: seen.append(len(given[0])))
+    g = torch.Generator().manual_seed(0)
+    pictures, patches = torch.randint(256, (2, 3, 48, 64), generator=g, dtype=torch.uint8), torch.randn(4, 1, 96, 64, generator=g)
+    looking = Segmenter(model, 64)
+    steps = [looking.steps([('', segmenter.Frame(0., pictures[i]), mel)])[0] for i, mel in zip((0, 0, 1, 1), patches)]
+    assert seen == [1, 1]
+    alone = [Segmenter(model, 64).step(0., pictures[i], mel) for i, mel in zip((0, 0, 1, 1), patches)]
+    assert all(torch.equal(a.maps, b.maps) for a, b in zip(steps, alone)) and not torch.equal(steps[0].maps, steps[1].maps)
+    with torch.no_grad(): model.class_head.bias += torch.randn(33, generator=g)
+    assert not torch.equal(looking.step(0., pictures[1], patches[3]).maps, alone[3].maps) and len(seen) == 2 + 4 + 1
+
+
 @pytest.mark.parametrize('offset, hears', [(-.4865, True), (-.47, True), (0, True), (.47, True), (.4865, True), (.489, False), (-.489, False)])
 def test_window_of_a_step(offset, hears):
     sound = torch.zeros(5 * RATE)

@@ -157,6 +157,45 @@ def test_any_number_of_frames(frames):
     assert ask(VCT(config).eval(), *inputs(config, frames)).mask_logits.shape[0] == frames
 
 
+def counted(module):
+    "A list that grows by the number of frames at each call of a module."
+    calls = []
+    module.register_forward_hook(lambda m, given, made: calls.append(len(given[0])))
+    return calls
+
+
+def test_many_frames_go_through_in_pieces_and_give_the_same(monkeypatch):
+    model = VCT(quick()).eval()
+    frames, patches = inputs(model.config, 5)
+    calls, whole = counted(model.pyramid), ask(model, frames, patches)
+    owner = torch.tensor([0, 3, 3, 4, 1])
+    shared, maps = ask(model, frames, patches, owner=owner), model.compose(whole, (40, 50))
+    monkeypatch.setattr(vct, 'TOGETHER', 2 * 64 * 96)
+    pieces = ask(model, frames, patches)
+    assert calls == [5, 5, 2, 2, 1]
+    for a, b in zip(tensors(whole), tensors(pieces)): assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+    assert (pieces.size, pieces.padded) == (whole.size, whole.padded)
+    for a, b in zip(tensors(shared), tensors(ask(model, frames, patches, owner=owner))): assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+    monkeypatch.setattr(vct, 'TOGETHER', 2 * 40 * 50)
+    assert torch.allclose(model.compose(pieces, (40, 50)), maps, atol=1e-5)
+    calls.clear()
+    model(frames, patches)                              # gradients are asked for: all at once
+    assert calls == [5]
+
+
+def test_what_is_the_same_is_computed_once():
+    model = VCT(little('released-ms3-swin-base-384', backbone='convnext_atto', backbone_options=CONVNEXT['backbone_options'])).eval()
+    frames, patches, regions = inputs(model.config)
+    seen, marked = counted(model.pyramid.frames), counted(model.pyramid.regions)
+    one = ask(model, frames, patches, regions[:1])                                          # a region map for all frames
+    assert (seen, marked) == ([3], [1])
+    each = ask(model, frames, patches, regions[:1].expand(3, -1, -1, -1))
+    still = ask(model, frames[:1], patches, regions[:1], owner=torch.tensor([0, 0, 0]))     # a picture with three sounds
+    assert (seen, marked) == ([3, 3, 1], [1, 3, 1])
+    assert torch.allclose(one.mask_logits, each.mask_logits, atol=1e-4) and torch.allclose(one.mask_logits[0], still.mask_logits[0], atol=1e-4)
+    with pytest.raises(ValueError, match='regions has shape'): ask(model, frames, patches, regions[:2])
+
+
 def test_uint8_and_float_frames_are_the_same():
     config = quick()
     model, (frames, patches) = VCT(config).eval(), inputs(config)
