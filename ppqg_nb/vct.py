@@ -124,7 +124,7 @@ def hear(self: VCT, seen, patches, every_layer=True):
     return Prediction(layers, made, seen.size, seen.padded)
 
 # %% ../nbs/12_vct.ipynb #12-013b
-TOGETHER = 2**17    # pixels that a CPU gets at a time: more of them make nothing faster
+TOGETHER = 2 * 384**2   # pixels that a CPU gets at a time: more of them make nothing faster
 
 def pieces(n, size, device, learns):
     "Slices of `n` looks at frames of a size: of few on a CPU, of all where the model `learns` or is traced, and on a GPU"
