@@ -254,19 +254,18 @@ def read(page):
     return reader
 
 
-LEAKS = {r'^#\| ?[\w-]+': 'a directive', r':::': 'a div', r'\{#(?:eq|fig|tbl|sec)-': 'a label', r'\$\$': 'an equation',
+LEAKS = {r'^#\| ?[\w-]+': 'a directive', r':::': 'a div', r'\{#(?:eq|fig|tbl|sec)-': 'a label', r'\$\$.*': 'an equation',
          r'\?@|(?<![\w.])@(?:eq|fig|tbl|sec)-\w+': 'a reference that points nowhere'}
 LIMIT = 3_000_000
 
 
 def here(target, page):
-    "The file and the anchor that a link means, or None if it leads elsewhere."
-    target = re.sub(f'^{re.escape(HOST)}(?=$|[/#])', '', target) if (absolute := target.startswith(HOST)) else target
+    "The file and the anchor that a link means, or None if it leads to another host."
+    for root in (HOST, urlsplit(HOST).path):
+        if target.startswith(root + '/') or target == root: target = './' + target[len(root) + 1:]
     parts = urlsplit(target)
     if parts.scheme or parts.netloc: return None
-    path = unquote(parts.path)
-    base = page.parent if not (absolute or path.startswith('/')) else page.parent
-    file = base/path.lstrip('/') if path else (page if not absolute else base/'index.html')
+    file = page.parent/unquote(parts.path).lstrip('/') if parts.path else page
     return (file/'index.html' if file.is_dir() else file), unquote(parts.fragment)
 
 
@@ -327,7 +326,8 @@ def browser():
 
 # Contrast as WCAG 2.2 computes it, of each text against what lies behind it: AA asks for 4.5, or 3 for large letters.
 CONTRAST = '''() => {
-  const rgba = c => { const n = c.match(/[\\d.]+/g).map(Number); return [n[0], n[1], n[2], n[3] ?? 1] }
+  const rgba = c => { const n = c.match(/[\\d.]+/g).map(Number), unit = c.startsWith('color') ? 255 : 1
+                      return [n[0] * unit, n[1] * unit, n[2] * unit, n[3] ?? 1] }
   const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3])).concat(1)
   const light = c => { const [r, g, b] = c.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
                        return .2126 * r + .7152 * g + .0722 * b }
