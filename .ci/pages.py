@@ -153,7 +153,7 @@ PAGE = '''<!doctype html>
 </head><body>
 <header><a href="index.html"><img src="images/logo.svg" alt="{logo}" height="32"> ppqg_nb</a></header>
 <div id="quarto-content"><nav id="quarto-sidebar" aria-label="Chapters">{sidebar}</nav>
-<main><h1>{title}</h1><div class="description">{description}</div>
+<main><h1>{title}</h1><div class="description">{visible}</div>
 {body}
 <nav class="page-navigation" aria-label="Before and after">{around}</nav></main></div>
 <footer>{footer}</footer></body></html>
@@ -189,6 +189,7 @@ def preview(folder, notebooks=()):
         if complaint: wrong.append(f'{path.name}: {complaint}')
         (folder/address(path)).write_text(PAGE.format(
             title=html.escape(front['title']), description=html.escape(front.get('description', '')), body=body,
+            visible=pandoc(front.get('description', ''), 'description')[0],
             logo=SITE['navbar']['logo-alt'], sidebar=sidebar(pages, path), around=around(pages, path),
             footer=SITE['page-footer']['left']), encoding='utf-8')
     here = Path.cwd()

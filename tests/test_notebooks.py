@@ -37,14 +37,14 @@ def small(monkeypatch):
     found, written = set(), []
     draw, show = Text.draw, FigureCanvasBase.print_figure
     def drawn(text, renderer):
-        if text.get_visible() and text.get_text().strip(): written.append((text.get_text(), text.get_fontsize() / 72))
+        if text.get_visible() and text.get_text().strip(): written.append((text.get_text(), renderer.points_to_pixels(text.get_fontsize())))
         return draw(text, renderer)
     def shown(canvas, file, *args, **kwargs):
         written.clear()
         done = show(canvas, file, *args, **kwargs)
         if isinstance(file, io.BytesIO) and file.getvalue()[1:4] == b'PNG':
             width, = struct.unpack('>I', file.getvalue()[16:20])
-            found.update(text for text, inches in written if inches * canvas.figure.dpi * min(1, 700 / width) < 9)
+            found.update(text for text, pixels in written if pixels * min(1, 700 / width) < 9)
         return done
     monkeypatch.setattr(Text, 'draw', drawn)
     monkeypatch.setattr(FigureCanvasBase, 'print_figure', shown)
