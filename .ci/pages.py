@@ -53,12 +53,14 @@ def fenced(text, kind=''):
 def shown(output, option, name, files):
     "One output of a code cell as Markdown. Pictures are written to the folder `files`."
     data = {mime: ''.join(v) if isinstance(v, list) else v for mime, v in output.get('data', {}).items()}
-    if 'image/png' in data:
+    kind = next((kind for kind in ('png', 'svg+xml') if f'image/{kind}' in data), None)
+    if kind:
+        picture = files/f'{name}.{kind[:3]}'
         files.mkdir(exist_ok=True)
-        (files/f'{name}.png').write_bytes(base64.b64decode(data['image/png']))
+        picture.write_bytes(base64.b64decode(data['image/png']) if kind == 'png' else data['image/svg+xml'].encode())
         alt = html.escape(option.get('fig-alt', '')).replace('\\', '\\\\')
         label = option.get('label', '')
-        return (f"![{option.get('fig-cap', '')}]({files.name}/{name}.png)"
+        return (f"![{option.get('fig-cap', '')}]({files.name}/{picture.name})"
                 f"{{{'#' + label if label.startswith('fig-') else ''}" + (f' alt="{alt}"' if alt else '') + '}')
     if 'text/html' in data: return '```{=html}\n' + data['text/html'] + '\n```'
     if 'text/markdown' in data: return data['text/markdown']
