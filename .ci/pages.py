@@ -181,10 +181,13 @@ def around(pages, own):
 
 def preview(folder, notebooks=()):
     "Write the pages of all notebooks, or of these, and what belongs to them; gives what pandoc could not read."
+    from nbdev.doclinks import nbglob
     folder, pages, wrong = folder.resolve(), list(entries()), []
     (folder/'notebooks').mkdir(parents=True, exist_ok=True)
-    shutil.copytree(NBS/'images', folder/'images', dirs_exist_ok=True)
-    shutil.copy(NBS/'styles.css', folder)
+    for path in nbglob(NBS, func=Path, file_glob='', file_re=''):                # what nbdev hands to Quarto
+        if path.suffix not in ('.ipynb', '.yml'):
+            (folder/path.relative_to(NBS)).parent.mkdir(exist_ok=True)
+            shutil.copy(path, folder/path.relative_to(NBS))
     (folder/'preview.css').write_text(stylesheet(), encoding='utf-8')
     def write(path, front, text):
         body, complaint = pandoc(text, path.name)
