@@ -21,14 +21,16 @@ def marked(frame, label):
 def main():
     clip, fig = example_clip(), plt.figure(figsize=(12, 6.3), dpi=100, facecolor=NIGHT)
     fig.text(.05, .87, 'Which pixels make the sound?', color='white', fontsize=40, weight='bold', va='center')
-    fig.text(.05, .755, 'Audio-visual segmentation, built stage by stage in notebooks', color='white', fontsize=21, va='center')
+    fig.text(.05, .755, 'Audio-visual segmentation, built stage by stage in notebooks', color='white', fontsize=21,
+             va='center')
     for i, t in enumerate((1, 3, 4)):
         ax = fig.add_axes((.05 + .305 * i, .26, .29, .42))
         ax.imshow(marked(clip.frames[t], clip.labels[t])); ax.axis('off')
     ax = fig.add_axes((.05, .1, .9, .14))
     ax.plot(clip.waveform[:5 * clip.rate:20].numpy(), color=GOLD, lw=.7); ax.axis('off'); ax.margins(x=0)
     fig.text(.05, .055, 'ppqg_nb', color=GOLD, fontsize=21, weight='bold', va='center')
-    fig.text(.95, .055, 'Vision-Centric Transformer, from the waveform to the loss', color='white', fontsize=17, va='center', ha='right')
+    fig.text(.95, .055, 'Vision-Centric Transformer, from the waveform to the loss', color='white', fontsize=17,
+             va='center', ha='right')
     fig.savefig(CARD, facecolor=NIGHT, metadata={'Software': None})
 
 

@@ -74,13 +74,15 @@ def code(cell, name, files):
     parts = [':::: {.cell}']
     if option.get('echo', True) and source:
         fold = option.get('code-fold')
-        if fold: parts.append(f"<details{' open' if fold == 'show' else ''}><summary>{option.get('code-summary', 'Code')}</summary>")
+        summary = option.get('code-summary', 'Code')
+        if fold: parts.append(f"<details{' open' if fold == 'show' else ''}><summary>{summary}</summary>")
         parts.append(fenced(source, 'python'))
         if fold: parts.append('</details>')
     for i, output in enumerate(cell.get('outputs', [])):
         part = shown(output, option, f'{name}-{i}', files)
         if option.get('output') != 'asis':
-            part = '::: {.cell-output' + ('-display' if 'data' in output else ' .cell-output-stdout') + '}\n' + part + '\n:::'
+            kind = 'cell-output-display' if 'data' in output else 'cell-output .cell-output-stdout'
+            part = f'::: {{.{kind}}}\n{part}\n:::'
         parts.append(part)
     return '\n\n'.join(parts + ['::::'])
 
@@ -92,7 +94,8 @@ def numbered(text):
         number.setdefault(label, 1 + sum(other[:2] == label[:2] for other in number))
     text = re.sub(r'\$\$((?:(?!\$\$).)*?)\$\$\s*\{#(eq-[\w-]+)[^}]*\}',
                   lambda m: rf'[$${m[1].rstrip()} \qquad({number[m[2]]})$$]{{#{m[2]}}}', text, flags=re.S)
-    text = re.sub(r'!\[((?:(?!\]\().)*)\](\([^)]*\)\{#(fig-[\w-]+))', lambda m: f'![Figure {number[m[3]]}: {m[1]}]{m[2]}', text)
+    text = re.sub(r'!\[((?:(?!\]\().)*)\](\([^)]*\)\{#(fig-[\w-]+))',
+                  lambda m: f'![Figure {number[m[3]]}: {m[1]}]{m[2]}', text)
     def link(m):
         return f"[{kind[m[1].split('-')[0]]} {number[m[1]]}](#{m[1]})" if m[1] in number else m[0]
     return re.sub(r'(?<![\w`\\])@((?:eq|fig)-[\w-]*\w)', link, text)
@@ -145,13 +148,14 @@ def highlighting(theme):
 def stylesheet():
     "What Quarto's own style sheet would do, roughly, with the colours and the highlighting that we give it."
     themes = [f':root {{ {variables(t)} }}\n{highlighting(t)}' for t in ('light', 'dark')]
-    return f'{themes[0]}\n@media (prefers-color-scheme: dark) {{ {themes[1]} }}\n' + (ROOT/'.ci'/'preview.css').read_text(encoding='utf-8')
+    layout = (ROOT/'.ci'/'preview.css').read_text(encoding='utf-8')
+    return f'{themes[0]}\n@media (prefers-color-scheme: dark) {{ {themes[1]} }}\n{layout}'
 
 
 PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} – ppqg_nb</title><meta name="description" content="{description}">
-<link rel="icon" href="images/favicon.svg"><link rel="stylesheet" href="preview.css"><link rel="stylesheet" href="styles.css">
+<title>{title} – ppqg_nb</title><meta name="description" content="{description}"><link rel="icon" href="images/favicon.svg">
+<link rel="stylesheet" href="preview.css"><link rel="stylesheet" href="styles.css">
 </head><body>
 <header><a href="index.html"><img src="images/logo.svg" alt="{logo}" height="32"> ppqg_nb</a></header>
 <div id="quarto-content"><nav id="quarto-sidebar" aria-label="Chapters">{sidebar}</nav>
@@ -197,14 +201,14 @@ def preview(folder, notebooks=()):
             visible=pandoc(front.get('description', ''), 'description')[0],
             logo=SITE['navbar']['logo-alt'], sidebar=sidebar(pages, path), around=around(pages, path),
             footer=SITE['page-footer']['left']), encoding='utf-8')
-    here = Path.cwd()
+    before = Path.cwd()
     os.chdir(NBS)
     try:
         for path in notebooks or [path for *_, path in pages]:
             shutil.copy(path, folder/'notebooks')
             front, cells = processed(path)
             write(path, front, markdown(cells, path.stem, folder))
-    finally: os.chdir(here)
+    finally: os.chdir(before)
     _, front, text = (NBS/'404.qmd').read_text(encoding='utf-8').split('---\n', 2)
     write(NBS/'404.qmd', yaml.safe_load(front), text)
     index(folder)
@@ -286,7 +290,7 @@ def dead(page):
 
 def foreign(page):
     "What a page loads from other hosts."
-    return [f'loads {part}' for part in read(page).parts if urlsplit(part).scheme in ('http', 'https') or part.startswith('//')]
+    return [f'loads {part}' for part in read(page).parts if urlsplit(part).netloc]
 
 
 def leaks(page):
@@ -360,7 +364,8 @@ PHONE = '''() => {
     found.push(`wider than a phone (${wide} px): ${e ? e.localName + ' ' + e.textContent.trim().slice(0, 40) : ''}`)
   }
   for (const a of document.querySelectorAll('#quarto-sidebar a, .page-navigation a, .notebook a'))
-    if (a.checkVisibility() && a.getBoundingClientRect().height < 44) found.push(`too small to touch: ${a.textContent.trim()}`)
+    if (a.checkVisibility() && a.getBoundingClientRect().height < 44)
+      found.push(`too small to touch: ${a.textContent.trim()}`)
   return found
 }'''
 

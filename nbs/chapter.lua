@@ -3,7 +3,8 @@
 -- into a link to its page.)
 local links = [[<p class="notebook">
 <a href="https://colab.research.google.com/github/ppqg-nb/ppqg_nb/blob/main/nbs/%s">Open in Colab</a>
-<a href="notebooks/%s" download>Download the notebook</a></p>]]
+<a href="notebooks/%s" download>Download the notebook</a>
+<span>In Colab, first run <code>%%pip install -q git+https://github.com/ppqg-nb/ppqg_nb</code></span></p>]]
 
 -- References to equations and figures of another page: as links that say the number there and the chapter.
 local input = quarto and quarto.doc.input_file or PANDOC_STATE.input_files[1]

@@ -37,7 +37,8 @@ def small(monkeypatch):
     found, written = set(), []
     draw, show = Text.draw, FigureCanvasBase.print_figure
     def drawn(text, renderer):
-        if text.get_visible() and text.get_text().strip(): written.append((text.get_text(), renderer.points_to_pixels(text.get_fontsize())))
+        if text.get_visible() and text.get_text().strip():
+            written.append((text.get_text(), renderer.points_to_pixels(text.get_fontsize())))
         return draw(text, renderer)
     def shown(canvas, file, *args, **kwargs):
         written.clear()

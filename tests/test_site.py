@@ -1,5 +1,5 @@
 "The site: its pages as nbdev hands them to Quarto, previewed by pandoc and looked over; and the check sees what it is for."
-import importlib.util, os, shutil, subprocess, sys
+import importlib.util, os, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,8 @@ def seen(folder):
 def test_pages(tmp_path):
     "Every page can be made, and nothing is wrong with it."
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
-    done = subprocess.run([sys.executable, ROOT/'.ci'/'pages.py', 'preview', tmp_path], env=env, capture_output=True, text=True)
+    command = [sys.executable, ROOT/'.ci'/'pages.py', 'preview', tmp_path]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [*pages.static(tmp_path)] == []
     assert seen(tmp_path) == []
@@ -58,8 +59,8 @@ def test_a_fault_is_found(wrong, body, what):
 
 
 def test_a_page_in_order(wrong):
-    body = ('<h2 id="there">x</h2><a href="#there">x</a><a href="https://example.org/y">y</a> <code>#| export @eq-task</code>'
-            '<img alt="a dot" src="data:image/png;base64,AA==">')
+    body = ('<h2 id="there">x</h2><a href="#there">x</a><a href="https://example.org/y">y</a>'
+            '<code>#| export @eq-task</code><img alt="a dot" src="data:image/png;base64,AA==">')
     assert [*pages.static(wrong(body))] == []
 
 
