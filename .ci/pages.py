@@ -117,7 +117,7 @@ def markdown(cells, stem, folder):
     parts = []
     for i, cell in enumerate(cells):
         if cell.cell_type == 'code': parts.append(code(cell, i, folder/f'{stem}_files'))
-        else: parts.append(re.sub(r'(?<=\]\()(\w+)\.ipynb', lambda m: address(m[1]), cell.source))
+        else: parts.append(cell.source)
     return numbered('\n\n'.join(parts))
 
 
@@ -196,6 +196,7 @@ def preview(folder, notebooks=()):
     def write(path, front, text):
         body, complaint = pandoc(text, path.name)
         if complaint: wrong.append(f'{path.name}: {complaint}')
+        body = re.sub(r'(?<=href=")(\w+)\.ipynb', lambda m: address(m[1]), body)
         (folder/address(path)).write_text(PAGE.format(
             title=html.escape(front['title']), description=html.escape(front.get('description', '')), body=body,
             visible=pandoc(front.get('description', ''), 'description')[0],

@@ -1,6 +1,6 @@
 -- Two things that Quarto does not do for the pages of a website.
--- At the head of each chapter: its notebook, to run and to keep. (As HTML, because Quarto would turn a link to a notebook
--- into a link to its page.)
+-- At the head of each chapter: its notebook, to run and to keep. (The docs workflow copies them into notebooks/: a link to a
+-- notebook beside the page would lead to its page.)
 local links = [[<p class="notebook">
 <a href="https://colab.research.google.com/github/ppqg-nb/ppqg_nb/blob/main/nbs/%s">Open in Colab</a>
 <a href="notebooks/%s" download>Download the notebook</a>
