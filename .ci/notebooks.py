@@ -55,7 +55,7 @@ def skipped(path, flags):
 def execute(nb, path, skip, timeout):
     "Run the notebook's cells in the notebook's folder and store their outputs in `nb`."
     for cell in nb.cells:
-        cell.metadata = {'tags': ['skip-execution']} if cell.id in skip else {}
+        cell.metadata['tags'] = ['skip-execution'] if cell.id in skip else []
     os.environ.update(ENV, PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])))
     os.environ.pop('MPLBACKEND', None)
     os.environ.pop('IN_TEST', None)
