@@ -352,11 +352,13 @@ def write_note(draw, note, size):
     return H - top
 
 # %% ../nbs/25_segmenter.ipynb #25-059
-def overlay(step, note=None, colors=class_colors(256)):
+def overlay(step, note=None, colors=None):
     """The frame of a `Step` with its label map in colour, edges drawn and objects named: `(3, H, W)` uint8.
 
-    `note` is written on a red bar at the bottom. `colors`: `(classes, 3)` uint8, one for each value of the label map.
+    `note` is written on a red bar at the bottom. `colors`: `(classes, 3)` uint8, one for each value of the label map;
+    None: those of `class_colors`.
     """
+    if colors is None: colors = class_colors(256)
     frame, tint = step.frame.float(), torch.from_numpy(colors)[step.labels.long()].permute(2, 0, 1)
     inside, outside = edges(step.labels, max(1, frame.shape[1] // 300))
     mixed = torch.where(step.labels > 0, .55 * frame + .45 * tint, frame)
@@ -368,10 +370,10 @@ def overlay(step, note=None, colors=class_colors(256)):
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 # %% ../nbs/25_segmenter.ipynb #25-066
-def save_labels(path, labels, colors=class_colors(256)):
-    "A label map `(H, W)` uint8 as a PNG whose pixel values are the classes, shown in `colors`, `(256, 3)` uint8"
+def save_labels(path, labels, colors=None):
+    "A label map `(H, W)` uint8 as a PNG: pixel values are classes, shown in `colors` `(256, 3)` uint8 (None: `class_colors`)"
     picture = Image.fromarray(labels.numpy())
-    picture.putpalette(colors.tobytes())
+    picture.putpalette((class_colors(256) if colors is None else colors).tobytes())
     picture.save(path)
 
 # %% ../nbs/25_segmenter.ipynb #25-069
