@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ppqg_nb.book import CHAPTERS as CHAPTERS_ON_THE_MAP, here
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('[!_.]*.ipynb'))
 CHAPTERS = [p for p in NOTEBOOKS if p.stem != 'index']
@@ -66,6 +68,13 @@ def test_every_formula_stands_in_one_chapter():
     assert sorted(label for label in set(found) if found.count(label) > 1) == []
 
 
+@pytest.mark.parametrize('number', CHAPTERS_ON_THE_MAP)
+def test_the_map_at_the_head_of_a_chapter_is_the_one_that_is_drawn(number):
+    path = ROOT/'nbs'/f"{number}_{CHAPTERS_ON_THE_MAP[number].replace(' ', '_')}.ipynb"
+    [cell] = [c for c in cells(path, 'code') if source(c).endswith(f"here('{number}')")]
+    assert ''.join(cell['outputs'][0]['data']['text/html']) == here(number).data
+
+
 def test_references_point_somewhere():
     text = '\n'.join(source(c) for p in NOTEBOOKS for c in cells(p, 'markdown') + cells(p, 'code'))
     labels = set(re.findall(r'\{#((?:eq|fig|sec|tbl)-[\w-]+)', text)) | set(re.findall(r'^#\| label: *(\S+)', text, re.M))
@@ -119,7 +128,7 @@ def test_imports_go_downwards():
 
 def test_sidebar_lists_every_notebook():
     site = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
-    listed = [name for part in site for name in part.get('contents', [part.get('href')])]
+    listed = [page['href'] for part in site for page in part.get('contents', [part])]
     assert sorted(listed) == [p.name for p in NOTEBOOKS]
 
 
