@@ -133,7 +133,8 @@ def load_weights(model, path):
 PIXELS, PREDICTOR = 'sem_seg_head.pixel_decoder.', 'sem_seg_head.predictor.'
 QUERIES = PREDICTOR + 'visual_query_block.'
 DEFORMABLE = PIXELS + 'transformer.encoder.layers.{i}.self_attn.'
-CROSS, AMONG, FFN = (PREDICTOR + f'transformer_{kind}_layers.{{i}}.' for kind in ('cross_attention', 'self_attention', 'ffn'))
+CROSS, AMONG, FFN = (PREDICTOR + f'transformer_{kind}_layers.{{i}}.'
+                     for kind in ('cross_attention', 'self_attention', 'ffn'))
 
 KEYS = {                                     # our name: the released name
     'vggish.{x}':                            'audio_backbone.{x}',
@@ -279,7 +280,8 @@ def resized(table, wanted):
 
 # %% ../nbs/11a_checkpoints.ipynb #11-079
 _OUTER = dict(_conv_stem='conv_stem', _bn0='bn1', _conv_head='conv_head', _bn1='bn2', _fc='classifier')
-_BLOCK = dict(_expand_conv='conv_pw', _bn0='bn1', _depthwise_conv='conv_dw', _bn1='bn2', _project_conv='conv_pwl', _bn2='bn3')
+_BLOCK = dict(_expand_conv='conv_pw', _bn0='bn1', _depthwise_conv='conv_dw', _bn1='bn2',
+              _project_conv='conv_pwl', _bn2='bn3')
 _NARROW = dict(_depthwise_conv='conv_dw', _bn1='bn1', _project_conv='conv_pw', _bn2='bn2')      # does not expand
 
 def from_efficientnet(state, whole):
@@ -294,9 +296,9 @@ def from_efficientnet(state, whole):
             head = 'blocks.{}.{}.'.format(*blocks[int(n)]) + names[part]
         else: head = _OUTER.get(head, head)
         made['.'.join([head, *rest])] = x
-    w, mean, std = made['conv_stem.weight'], *(torch.tensor(v)[:, None, None] for v in (MEAN, STD))
-    made['conv_stem.weight'] = w * std / 128
-    made['bn1.running_mean'] = made['bn1.running_mean'] - (w * (mean - 127) / 128).sum((1, 2, 3))
+    k, mean, std = made['conv_stem.weight'], *(torch.tensor(v)[:, None, None] for v in (MEAN, STD))
+    made['conv_stem.weight'] = k * std / 128
+    made['bn1.running_mean'] = made['bn1.running_mean'] - (k * (mean - 127) / 128).sum((1, 2, 3))
     return made
 
 # %% ../nbs/11a_checkpoints.ipynb #11-080
@@ -327,7 +329,8 @@ def load_backbone(model, path):
     """Fill the backbones of `model` from a file; returns what was dropped, {key: reason}.
 
     `model`: a `Backbone`, `Encoder` or `Pyramid`, both encoders of the latter. The file: Microsoft's Swin,
-    efficientnet_lite_pytorch, or a timm state dict, as torch or safetensors file (`read_tensors`). A `ValueError` says what does not fit; `model` is then unchanged.
+    efficientnet_lite_pytorch, or a timm state dict, as torch or safetensors file (`read_tensors`). A `ValueError` says
+    what does not fit; `model` is then unchanged.
     """
     state = read_tensors(path)
     for backbone in [m for m in model.modules() if isinstance(m, Backbone)]:

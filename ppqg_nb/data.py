@@ -471,7 +471,7 @@ class AVSBench(torch.utils.data.Dataset):
     """The clips of one task and split, each a `Clip` in its files' own size (`read_entry`).
 
     `classes`: names of the labels; `entries`: a list of `Entry`; `layout`, `task`, `split`. Raises, one sentence, where
-    `find_layout`, `label_names` or `read_table` does (`FileNotFoundError`, `ValueError`), a row is wrong, or no clip is left.
+    `find_layout`, `label_names` or `read_table` does (`FileNotFoundError`, `ValueError`), a row is wrong or no clip is left.
     """
     def __init__(self,
         root,            # the benchmark's folder, one of its halves, or that of the task itself

@@ -70,7 +70,7 @@ def read_made(path):
     raise ValueError(f'{path} is damaged; make the set in another folder.')
 
 def check_made(out, made, whole, numbers, split):
-    "A `ValueError`, one sentence, unless a split of `numbers` can go into or on in the folder `out`, of which `made` is known"
+    "A `ValueError`, one sentence, unless a split of `numbers` can go into or on in `out`, of which `made` is known"
     for old, new in ((made, whole), (made['splits'].get(split, numbers), numbers)):
         for k in new:
             if old.get(k) == new[k]: continue
@@ -97,7 +97,7 @@ def open_made(out, whole, numbers, split):
 
 # %% ../nbs/22b_making.ipynb #22-024
 def write_missing(writer, source, i, name, split, film):
-    "Write clip `i` of a source if it has no row, and its film (a path, or None) if that is not there: True if it was missing"
+    "Write clip `i` of a source if it has no row, its film (a path, or None) if that is not there: True if it was missing"
     no_row, no_film = name not in writer.names, film is not None and not film.exists()
     if not (no_row or no_film): return False
     clip = source[i]

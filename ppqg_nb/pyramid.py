@@ -61,7 +61,7 @@ class PaddedBlock(SwinTransformerBlock):
     """
     def _attn(self, x):
         h, w = x.shape[1:3]
-        down, right = (-(-n // size) * size - n for n, size in zip((h, w), self.window_size))     # what is missing to whole ones
+        down, right = (-(-n // size) * size - n for n, size in zip((h, w), self.window_size))     # missing to whole windows
         x = F.pad(x, (0, 0, 0, right, 0, down))
         return super()._attn(x)[:, :h, :w]
 

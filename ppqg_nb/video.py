@@ -515,7 +515,8 @@ def add_pictures(self:VideoWriter, name, pix_fmt, options):
 def write(self:VideoWriter, time, image):
     "Append a frame `(3, H, W)` uint8 that is shown from `time` on, in seconds; times must rise; a 4th channel is alpha"
     if self.waiting is not None:
-        if time <= self.waiting[0]: raise ValueError(f'A frame at {time} s cannot follow one at {self.waiting[0]} s; write them in order.')
+        if time <= self.waiting[0]:
+            raise ValueError(f'A frame at {time} s cannot follow one at {self.waiting[0]} s; write them in order.')
         self.encode(*self.waiting, until=time)
     elif self.start: self.start = self.sound.start = time
     self.waiting = time, image
@@ -527,7 +528,8 @@ def encode(self:VideoWriter, time, image, until):
         if image.shape[axis] % 2: image = torch.cat([image, image.narrow(axis, -1, 1)], axis)
     frame = av.VideoFrame.from_ndarray(image.permute(1, 2, 0).contiguous().numpy(), 'rgb24' if len(image) == 3 else 'rgba')
     frame = self.converter.reformat(frame, self.video.width, self.video.height, self.video.pix_fmt, interpolation=EXACT,
-                                    src_colorspace=6, dst_colorspace=self.matrix, src_color_range=FULL, dst_color_range=LIMITED)
+                                    src_colorspace=6, dst_colorspace=self.matrix,
+                                    src_color_range=FULL, dst_color_range=LIMITED)
     frame.pts, frame.time_base = round((time - self.start) / CLOCK), CLOCK
     self.lengths[frame.pts] = round((min(until, time + LONGEST) - self.start) / CLOCK) - frame.pts
     with writing(self.path):

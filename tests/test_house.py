@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ppqg_nb.book import CHAPTERS as CHAPTERS_ON_THE_MAP, here
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('[!_.]*.ipynb'))
 CHAPTERS = [p for p in NOTEBOOKS if p.stem != 'index']
@@ -64,6 +66,13 @@ def test_every_formula_stands_in_one_chapter():
     found = [label for p in CHAPTERS for c in cells(p, 'markdown') for label in re.findall(r'\{#(eq-[a-z-]+)\}', source(c))]
     assert len(LABELS) == 29 and set(LABELS) - set(found) == set()
     assert sorted(label for label in set(found) if found.count(label) > 1) == []
+
+
+@pytest.mark.parametrize('number', CHAPTERS_ON_THE_MAP)
+def test_the_map_at_the_head_of_a_chapter_is_the_one_that_is_drawn(number):
+    path = ROOT/'nbs'/f"{number}_{CHAPTERS_ON_THE_MAP[number].replace(' ', '_')}.ipynb"
+    [cell] = [c for c in cells(path, 'code') if source(c).endswith(f"here('{number}')")]
+    assert ''.join(cell['outputs'][0]['data']['text/html']) == here(number).data
 
 
 def test_references_point_somewhere():
