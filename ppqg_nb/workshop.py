@@ -252,8 +252,7 @@ def train(
         from ppqg_nb import runs
         chosen = runs.read_recipe(recipe, **changes(fields or []), **(dict(data=data) if data else {}))
         with bar('training') as seen:
-            def progress(step, steps, values): seen(step, steps)
-            run = runs.train(chosen, out, resume, progress, say=screen.print)
+            run = runs.train(chosen, out, resume, lambda step, steps, values: seen(step, steps), say=screen.print)
         if not run.main: return
         step, score = run.best or (run.step, float('nan'))
         print(f'{out / "best"}: the best model, {chosen.metric} {score:.3f} at step {step} of {chosen.steps}')
