@@ -32,10 +32,11 @@ from .core import PRESETS, example_path, preset
 from .losses import criterion
 from .masks import upsample
 from .metrics import score
+from .outputs import segment_into
 from .pixel_decoder import deformable_attention, reference_points
 from .pyramid import normalize, pad_to
 from .queries import Generated
-from .segmenter import Segmenter, segment_file
+from .segmenter import Segmenter
 from .vct import SHIPPED, VCT, Layer, Prediction, Seen, offline
 from .video import VideoWriter, beside, read_frames
 
@@ -212,7 +213,8 @@ def around(model, size=None, device='cpu', folder='.'):
             'metrics': (lambda: score(maps, target, task='avss', convention='dataset'), 5, 'frames'),
             'decode': (lambda: list(read_frames(clip)), len(shown), 'frames'),
             'encode': (encode, len(shown), 'frames'),
-            'file to overlay': (lambda: segment_file(whole, Path(folder) / 'second.mp4', Path(folder) / 'overlay.mp4'), len(second), 'frames')}
+            'file to overlay': (lambda: segment_into(dict(overlay=Path(folder) / 'overlay.mp4'), whole, Path(folder) / 'second.mp4'),
+                                len(second), 'frames')}
 
 # %% ../nbs/32_benchmarks.ipynb #32-036
 LIMITS = {      # exponents of the multiply-adds, at most, for large numbers of pixels, frames T, queries N and classes K

@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from PIL import Image, ImageDraw
 from .making import write_video
 from .scenes import CLASSES, pair
-from .segmenter import Segmenter, font, overlay, segment_file
-from .video import beside
+from .segmenter import Segmenter, font, overlay
+from .video import VideoWriter, beside
 
 # %% ../nbs/25c_demo.ipynb #25-006
 SEED, INDEX, SIZE = 2, 52, 256      # of the pair that is shown; pixels
@@ -70,7 +70,8 @@ def demonstrate(
         for i, scene in enumerate(scenes):
             write_video(film, scene)
             looks.append(look(segmenter, film))
-            segment_file(segmenter, film, out / f'ppqg_demo_{i + 1}.mp4')
+            with beside(out / f'ppqg_demo_{i + 1}.mp4') as part, VideoWriter(part, film) as writer:
+                for step in segmenter.stream(film): writer.write(step.time, overlay(step))
             progress(i + 1, len(scenes))
     with beside(out / 'ppqg_demo.png') as part: sheet(scenes, looks).save(part)
     return [heard_name(s) for s in scenes], [shares(steps, s) for steps, s in zip(looks, scenes)]

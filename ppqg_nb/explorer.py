@@ -52,7 +52,7 @@ def watching(modules):
 def attention_weights(attention, q, k, v=None, mask=None):
     """How much each query of an `Attention` looks at each token: `(B, heads, N, S)` float, rows that sum to 1.
 
-    Queries q `(B, N, C)`, keys k `(B, S, C)` and mask as in `Attention.forward`; v plays no part.
+    Queries q `(B, N, C)`, keys k `(B, S, C)` and mask as `Attention` takes them; v plays no part.
     """
     q, k = (x.unflatten(-1, (attention.heads, -1)).transpose(-3, -2) for x in (attention.q(q), attention.k(k)))
     logits = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])

@@ -76,9 +76,9 @@ SOUND = dict(rate=RATE, samples=SPAN, window=WINDOW, hop=HOP, fft=FFT, bands=BAN
 STEPS = dict(
     frames='RGB, scaled to H x W (bilinear, with antialiasing), divided by 255.',
     patches='For each frame the 15600 samples of mono sound at 16 kHz, in [-1, 1], that are centred on its time, silence '
-            'outside of the recording. Windows of 400 samples every 160, none padded; periodic Hann window; magnitude of the '
-            'FFT of length 512; 64 triangles of height 1, linear and evenly spaced in mel = 1127 ln(1 + Hz / 700) from 125 to '
-            '7500 Hz, bin 0 left out; ln(x + 0.01). 96 windows by 64 bands.',
+            'outside of the recording. Windows of 400 samples every 160, none padded; periodic Hann window; magnitude of '
+            'the FFT of length 512; 64 triangles of height 1, linear and evenly spaced in mel = 1127 ln(1 + Hz / 700) from '
+            '125 to 7500 Hz, bin 0 left out; ln(x + 0.01). 96 windows by 64 bands.',
     regions='The region map of each frame, RGB, scaled like it but to the nearest pixel, divided by 255.')
 
 def card(config, size=None, name='', licence=None):
@@ -204,7 +204,8 @@ def export(
     """
     check_wish(path, to, size)
     if size is None and any(isinstance(m, PaddedBlock) for m in model.modules()):
-        raise ValueError('This model looks through shifted windows, which torch can export for one size only; name it with --size.')
+        raise ValueError('This model looks through shifted windows, which torch can export for one size only; '
+                         'name it with --size.')
     model.eval()
     with beside(path) as part:
         FORMATS[to][1](trace(model, size), card(model.config, size, name, licence), part)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROUNDING', 'PENDING', 'WAITING', 'heard', 'Object', 'describe', 'contenders', 'read_maps', 'Step', 'Segmenter',
            'following', 'check_settings', 'font', 'ink', 'edges', 'place', 'regions', 'write_names', 'write_note',
-           'overlay', 'save_labels', 'folder_beside', 'segment_file']
+           'overlay', 'save_labels', 'folder_beside']
 
 # %% ../nbs/25_segmenter.ipynb #25-002
 import math, os, re
@@ -24,8 +24,8 @@ from .audio import RATE, SPAN, cut_patches
 from .core import check_shape, class_colors
 from .masks import label_map, upsample
 from .sources import Live, as_file
-from .video import (Frame, MediaError, Sound, VideoReformatter, VideoWriter, ahead, beside, lies, no_memory, probe,
-                           shown_frames, upright)
+from .video import (Frame, MediaError, Sound, VideoReformatter, ahead, lies, no_memory, probe, shown_frames,
+                           upright)
 
 # %% ../nbs/25_segmenter.ipynb #25-012
 def heard(sound, time):
@@ -352,11 +352,13 @@ def write_note(draw, note, size):
     return H - top
 
 # %% ../nbs/25_segmenter.ipynb #25-059
-def overlay(step, note=None, colors=class_colors(256)):
+def overlay(step, note=None, colors=None):
     """The frame of a `Step` with its label map in colour, edges drawn and objects named: `(3, H, W)` uint8.
 
-    `note` is written on a red bar at the bottom. `colors`: `(classes, 3)` uint8, one for each value of the label map.
+    `note` is written on a red bar at the bottom. `colors`: `(classes, 3)` uint8, one for each value of the label map;
+    None: those of `class_colors`.
     """
+    if colors is None: colors = class_colors(256)
     frame, tint = step.frame.float(), torch.from_numpy(colors)[step.labels.long()].permute(2, 0, 1)
     inside, outside = edges(step.labels, max(1, frame.shape[1] // 300))
     mixed = torch.where(step.labels > 0, .55 * frame + .45 * tint, frame)
@@ -368,10 +370,10 @@ def overlay(step, note=None, colors=class_colors(256)):
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 # %% ../nbs/25_segmenter.ipynb #25-066
-def save_labels(path, labels, colors=class_colors(256)):
-    "A label map `(H, W)` uint8 as a PNG whose pixel values are the classes, shown in `colors`, `(256, 3)` uint8"
+def save_labels(path, labels, colors=None):
+    "A label map `(H, W)` uint8 as a PNG: pixel values are classes, shown in `colors` `(256, 3)` uint8 (None: `class_colors`)"
     picture = Image.fromarray(labels.numpy())
-    picture.putpalette(colors.tobytes())
+    picture.putpalette((class_colors(256) if colors is None else colors).tobytes())
     picture.save(path)
 
 # %% ../nbs/25_segmenter.ipynb #25-069
@@ -391,29 +393,3 @@ def folder_beside(path):
             for old in path.iterdir():
                 if re.fullmatch(r'\d{6,}\.png', old.name): old.unlink()
             for new in part.iterdir(): os.replace(new, path / new.name)
-
-# %% ../nbs/25_segmenter.ipynb #25-073
-def segment_file(
-    segmenter,              # a `Segmenter`
-    source,                 # a video file
-    out,                    # the overlay to write, an MP4 with the sound of the source
-    masks=None,             # a folder for label maps, one PNG a frame: 000000.png, 000001.png …
-    fps=None,               # looks a second, see `Segmenter.stream`
-    silent=False,           # let the model hear silence
-    note=None,              # written into each frame
-    seen=lambda step: None, # called with each `Step` when it is written
-):
-    """Segment a video file into an overlay and label maps; gives the number of frames.
-
-    Both appear when they are complete, and neither does if anything is raised. Raises what `Segmenter.stream` raises.
-    """
-    n = 0
-    with ExitStack() as stack:
-        maps = stack.enter_context(folder_beside(masks)) if masks else None
-        writer = stack.enter_context(VideoWriter(stack.enter_context(beside(out)), source))
-        for step in ahead(segmenter.stream(source, fps, silent, hold='last')):
-            writer.write(step.time, overlay(step, note))
-            if maps: save_labels(maps / f'{n:06}.png', step.labels)
-            seen(step)
-            n += 1
-    return n

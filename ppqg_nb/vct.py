@@ -56,7 +56,7 @@ class Prediction(NamedTuple):
 class VCT(nn.Module, PyTorchModelHubMixin, library_name='ppqg_nb', license='apache-2.0',
           tags=['audio-visual-segmentation'], repo_url='https://github.com/ppqg-nb/ppqg_nb',
           paper_url='https://arxiv.org/abs/2506.23623'):
-    """The Vision-Centric Transformer: B frames and the sound of each to masks by class, a `Prediction`.
+    """The Vision-Centric Transformer: B frames and the sound of each to masks by class, a `Prediction` (eq-task).
 
     Made of a `Config` (or its dict), with random weights. Any frame size, any B; frames do not see each other.
     Random in training, deterministic in eval. Source: Huang et al., CVPR 2025, arXiv 2506.23623.

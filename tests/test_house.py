@@ -128,7 +128,7 @@ def test_imports_go_downwards():
 
 def test_sidebar_lists_every_notebook():
     site = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
-    listed = [name for part in site for name in part.get('contents', [part.get('href')])]
+    listed = [page['href'] for part in site for page in part.get('contents', [part])]
     assert sorted(listed) == [p.name for p in NOTEBOOKS]
 
 

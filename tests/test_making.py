@@ -295,8 +295,9 @@ def test_other_rates(rate, tmp_path):
 
 
 def test_films_are_segmented(tmp_path):
-    from ppqg_nb.segmenter import Segmenter, segment_file
+    from ppqg_nb.outputs import segment_into
+    from ppqg_nb.segmenter import Segmenter
     from ppqg_nb.vct import VCT
     write_set(tmp_path, made(length=1), 'avss', 'test', video=True)
     model = VCT.from_preset('scenes-tiny')
-    assert segment_file(Segmenter(model, 32), next((tmp_path/'videos').iterdir()), tmp_path/'o.mp4', fps=1) == 40
+    assert segment_into(dict(overlay=tmp_path/'o.mp4'), Segmenter(model, 32), next((tmp_path/'videos').iterdir()), fps=1) == 40

@@ -24,7 +24,7 @@ from clips import SECONDS, noise, save
 from ppqg_nb import outputs
 from ppqg_nb.outputs import (MOST, SUFFIXES, Coco, Csv, Cues, CutOut, Lines, Outputs, Overlay, Parquet, Sheet, Soft, as_json,
                              check_outputs, kind_of, segment_into, soft, timestamp)
-from ppqg_nb.segmenter import Segmenter, Step, describe, segment_file
+from ppqg_nb.segmenter import Segmenter, Step, describe
 from ppqg_nb.video import probe, read_frames, read_sound
 from test_segmenter import Fake, clip
 
@@ -141,14 +141,6 @@ def test_a_part_of_a_film(tmp_path, suffix, codecs):
     looks = [s.time for n, s in enumerate(whole) if s.time >= .99 and s.time < 2 and (n == 0 or s.maps is not whole[n - 1].maps)]
     assert times[1:] == [round(t, 6) for t in looks if t >= 1.01] and times[0] == round(inside[0].time, 6)
     assert all(1.01 <= a and b <= 2 for a, b, _ in read_cues(out['cues']))
-
-
-def test_film_is_what_segment_file_writes(source, tmp_path):
-    made = tmp_path/'a.mp4', tmp_path/'b.mp4'
-    assert segment_file(Segmenter(Fake()), source, made[0], tmp_path/'a', fps=3, note='a note') == 10
-    assert segment_into(dict(overlay=made[1], labels=tmp_path/'b'), Segmenter(Fake()), source, fps=3, note='a note') == 10
-    assert made[0].read_bytes() == made[1].read_bytes()
-    assert listing(tmp_path/'a') == listing(tmp_path/'b')
 
 
 @pytest.mark.parametrize('suffix', ['.webm', '.mov'])

@@ -20,9 +20,10 @@ from ppqg_nb import segmenter
 from ppqg_nb.audio import RATE, SPAN, patches_at, resample
 from ppqg_nb.core import PRESETS, Config, class_colors, example_path
 from ppqg_nb.masks import label_map, upsample
+from ppqg_nb.outputs import segment_into
 from ppqg_nb.regions import ClassicRegions, FolderRegions, make_regions, region_map
 from ppqg_nb.segmenter import (Object, Segmenter, Step, contenders, folder_beside, font, heard, ink, overlay, place,
-                               read_maps, regions, save_labels, segment_file)
+                               read_maps, regions, save_labels)
 from ppqg_nb.sources import Live
 from ppqg_nb.vct import VCT
 from ppqg_nb.video import MediaError, probe, read_frames, read_sound
@@ -439,7 +440,7 @@ def test_one_map_for_each_look(source, fps, looks, hold):
 
 def test_maps_are_named_like_the_label_maps(source, tmp_path):
     model, maker = Reader(), Maker()
-    segment_file(Segmenter(model, regions=maker), source, tmp_path/'o.mp4', tmp_path/'maps')
+    segment_into(dict(overlay=tmp_path/'o.mp4', labels=tmp_path/'maps'), Segmenter(model, regions=maker), source)
     assert maker.names == sorted(p.stem for p in (tmp_path/'maps').iterdir())
 
 
@@ -492,7 +493,7 @@ def test_a_map_that_is_missing_leaves_nothing(source, tmp_path):
         for n in range(4): picture.save(tmp_path/'maps'/f'{n:06}.png')
     before = tree(tmp_path)
     with pytest.raises(FileNotFoundError, match='no 000004.png'):
-        segment_file(Segmenter(Reader(), regions=FolderRegions(tmp_path/'maps')), source, tmp_path/'o.mp4', tmp_path/'labels')
+        segment_into(dict(overlay=tmp_path/'o.mp4', labels=tmp_path/'labels'), Segmenter(Reader(), regions=FolderRegions(tmp_path/'maps')), source)
     assert tree(tmp_path) == before
 
 
@@ -596,9 +597,9 @@ def test_new_folder_can_be_read_like_any_other(tmp_path, monkeypatch):
     assert (tmp_path/'maps').stat().st_mode == (tmp_path/'other').stat().st_mode
 
 
-def test_segment_file(source, tmp_path):
+def test_overlay_and_label_maps_of_a_film(source, tmp_path):
     seen = []
-    n = segment_file(Segmenter(Fake()), source, tmp_path/'o.mp4', tmp_path/'maps', fps=5, seen=seen.append)
+    n = segment_into(dict(overlay=tmp_path/'o.mp4', labels=tmp_path/'maps'), Segmenter(Fake()), source, fps=5, seen=seen.append)
     assert n == len(seen) == 10 and sorted(p.name for p in (tmp_path/'maps').iterdir()) == [f'{i:06}.png' for i in range(10)]
     assert [f.time for f in read_frames(tmp_path/'o.mp4')] == pytest.approx([f.time for f in read_frames(source)], abs=1e-3)
     assert torch.equal(read_sound(tmp_path/'o.mp4')[0], read_sound(source)[0])
@@ -611,7 +612,7 @@ def test_segment_file(source, tmp_path):
 @pytest.mark.parametrize('size', [(40, 30), (48, 96), (33, 35)], ids=str)
 def test_shapes_of_files(tmp_path, size):
     source = clip(tmp_path/'a.mkv', size=size, **EXACT)
-    segment_file(Segmenter(Fake()), source, tmp_path/'o.mp4', tmp_path/'maps', note='a note that is longer than the frame is wide')
+    segment_into(dict(overlay=tmp_path/'o.mp4', labels=tmp_path/'maps'), Segmenter(Fake()), source, note='a note that is longer than the frame is wide')
     m = probe(tmp_path/'o.mp4')
     assert (m.width, m.height) == tuple(n + n % 2 for n in size)
     with Image.open(tmp_path/'maps'/'000003.png') as picture: assert picture.size == size
@@ -619,7 +620,7 @@ def test_shapes_of_files(tmp_path, size):
 
 def test_two_runs_are_equal(tmp_path):
     for name in 'ab':
-        segment_file(Segmenter(Fake()), example_path(), tmp_path/f'{name}.mp4', tmp_path/name, fps=8)
+        segment_into(dict(overlay=tmp_path/f'{name}.mp4', labels=tmp_path/name), Segmenter(Fake()), example_path(), fps=8)
     assert (tmp_path/'a.mp4').read_bytes() == (tmp_path/'b.mp4').read_bytes()
     assert tree(tmp_path/'a') == tree(tmp_path/'b') and len(tree(tmp_path/'a')) == 125
 
@@ -636,7 +637,7 @@ def test_interrupted_half_way_leaves_all_as_it_was(source, tmp_path, error, old,
     def seen(step):
         steps.append(step)
         if len(steps) == count: raise error
-    with pytest.raises(error): segment_file(Segmenter(Fake()), source, tmp_path/'o.mp4', tmp_path/'maps', seen=seen)
+    with pytest.raises(error): segment_into(dict(overlay=tmp_path/'o.mp4', labels=tmp_path/'maps'), Segmenter(Fake()), source, seen=seen)
     assert tree(tmp_path) == before
 
 
@@ -644,7 +645,7 @@ def test_files_that_are_no_videos_leave_nothing(tmp_path):
     (tmp_path/'text.mp4').write_text('not a video')
     before = tree(tmp_path)
     for name in ('text.mp4', 'missing.mp4'):
-        with pytest.raises(MediaError): segment_file(Segmenter(Fake()), tmp_path/name, tmp_path/'o.mp4', tmp_path/'maps')
+        with pytest.raises(MediaError): segment_into(dict(overlay=tmp_path/'o.mp4', labels=tmp_path/'maps'), Segmenter(Fake()), tmp_path/name)
     assert tree(tmp_path) == before
 
 
