@@ -38,7 +38,8 @@ def sentence(error):
     "What to say of an error: its own words if it was foreseen, else that it is a defect"
     if isinstance(error, (ValueError, OSError)) and not isinstance(error, BlockingIOError): return str(error)
     from ppqg_nb.video import no_memory
-    return no_memory(error) or f'{type(error).__name__}: {error}. This is a defect of ppqg_nb: run again with --debug and report what it prints.'
+    defect = 'This is a defect of ppqg_nb: run again with --debug and report what it prints.'
+    return no_memory(error) or f'{type(error).__name__}: {error}. {defect}'
 
 # %% ../nbs/27_cli.ipynb #27-007s
 @contextmanager
@@ -47,7 +48,8 @@ def sentences(
 ):
     "Turn an error into one sentence and exit code 1 or 2, an interruption into exit code 130, and warnings into lines"
     def note(message, category, *where):
-        if category is UserWarning: screen.print('[yellow]Warning:[/]', escape(printable(str(message))), highlight=False, soft_wrap=True)
+        if category is not UserWarning: return
+        screen.print('[yellow]Warning:[/]', escape(printable(str(message))), highlight=False, soft_wrap=True)
     with warnings.catch_warnings():
         warnings.showwarning = note
         try: yield
@@ -110,8 +112,8 @@ def load(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = VCT.from_preset(name)
-    screen.print(Panel(f'{RANDOM}\nNo weights ship for {name}. What you will see shows that everything runs on your file, not '
-                       'what a trained model finds. Load trained weights with --weights.', style='bold white on red'))
+    screen.print(Panel(f'{RANDOM}\nNo weights ship for {name}. What you will see shows that everything runs on your file, '
+                       'not what a trained model finds. Load trained weights with --weights.', style='bold white on red'))
     return model, RANDOM
 
 # %% ../nbs/27_cli.ipynb #27-022
@@ -158,7 +160,8 @@ def check_free(outputs, source, overwrite):
         if not os.access(folder, os.W_OK): raise ValueError(f'The folder {folder} is not writable; write elsewhere.')
         if overwrite or not path.exists(): continue
         if path.is_file(): raise ValueError(f'{path} exists; choose another name, or pass --overwrite.')
-        if any(path.iterdir()): raise ValueError(f'{path} is not empty; name another folder, or replace its maps with --overwrite.')
+        if not any(path.iterdir()): continue
+        raise ValueError(f'{path} is not empty; name another folder, or replace its maps with --overwrite.')
 
 # %% ../nbs/27_cli.ipynb #27-028
 @contextmanager
@@ -181,8 +184,9 @@ def bar(
 # %% ../nbs/27_cli.ipynb #27-030
 LARGE = 50e6        # parameters; models above look at one frame a second, as the data sets for which they were made do
 MADE = dict(labels='label maps, one PNG a frame; a pixel value is a class, 0 is background', sheet='the contact sheet',
-            soft='soft masks, one PNG of 16 bits a frame', coco='masks as COCO JSON', csv='the table, a row an object and look',
-            parquet='the table, a row an object and look', cues='what sounds when, as subtitles', cutout='what sounds, cut out')
+            soft='soft masks, one PNG of 16 bits a frame', coco='masks as COCO JSON', cues='what sounds when, as subtitles',
+            csv='the table, a row an object and look', parquet='the table, a row an object and look',
+            cutout='what sounds, cut out')
 
 def make_segmenter(preset=None, weights=None, device='auto', size=None, regions=None):
     "The `Segmenter` and the note for pictures, from what the command line says, see `segment`"
@@ -242,7 +246,8 @@ def run_one(source, outputs, overwrite, network, model, quiet, verbose, fps, hol
             with open(outputs.pop('overlay'), 'rb') as film: shutil.copyfileobj(film, sys.stdout.buffer)
     for kind, made in outputs.items():
         if kind == 'lines' or quiet: continue
-        print(printable(f'{made}: {said if kind == "overlay" else MADE[kind]}'), file=sys.stderr if lines or piped else sys.stdout)
+        what = said if kind == 'overlay' else MADE[kind]
+        print(printable(f'{made}: {what}'), file=sys.stderr if lines or piped else sys.stdout)
     return 0
 
 # %% ../nbs/27_cli.ipynb #27-030c
@@ -280,7 +285,8 @@ def run_all(sources, out, kinds, model, fps, stream, as_json, quiet, ray, **how)
     with bar('films') as seen:
         def progress(line, n, total):
             seen(n, total)
-            if line and 'error' in line: errors.print(escape(printable(f"{line['film']}: {line['error']}")), highlight=False, soft_wrap=True)
+            if not line or 'error' not in line: return
+            errors.print(escape(printable(f"{line['film']}: {line['error']}")), highlight=False, soft_wrap=True)
         summary = segment_all(sources, out, Maker(model, segmenter), kinds, settings, dict(regions=model['regions']),
                               run=with_ray if ray else None, seen=progress, **how)
     if as_json: print(json.dumps(summary.to_dict()))
@@ -312,21 +318,21 @@ Size = Annotated[Optional[int], option('Side in pixels of the square that frames
 RESULTS, FILM, MANY = (dict(rich_help_panel=name) for name in ('Results', 'What of the film', 'Many films'))
 
 Sources = Annotated[list[str], typer.Argument(metavar='IN...', help=
-    'A video file with sound, of any kind that FFmpeg reads; - for standard input; with --network an address. Or many: several '
-    "names, a folder, a pattern such as 'clips/**/*.mp4', or a list of names, a line each, in a .txt file.")]
+    'A video file with sound, of any kind that FFmpeg reads; - for standard input; with --network an address. Or many: '
+    "several names, a folder, a pattern such as 'clips/**/*.mp4', or a list of names, a line each, in a .txt file.")]
 Out = Annotated[Optional[list[str]], option(
-    'What to write, by its ending: .mp4 or .webm an overlay, .csv or .parquet a table, .json COCO masks, .vtt subtitles, .png a '
-    'contact sheet, .mov a cut-out, none a folder of label maps; - an overlay on standard output. May stand several times. '
-    'Default: IN_ppqg.mp4. For many films: the folder of results.', '-o', '--out', metavar='PATH', **RESULTS)]
+    'What to write, by its ending: .mp4 or .webm an overlay, .csv or .parquet a table, .json COCO masks, .vtt subtitles, '
+    '.png a contact sheet, .mov a cut-out, none a folder of label maps; - an overlay on standard output. May stand several '
+    'times. Default: IN_ppqg.mp4. For many films: the folder of results.', '-o', '--out', metavar='PATH', **RESULTS)]
 Masks = Annotated[Optional[str], option('Also one PNG label map a frame, into this folder.', metavar='DIR', **RESULTS)]
 Soft = Annotated[Optional[str], option('Also one PNG a frame of how much sounds where, 16 bits.', metavar='DIR', **RESULTS)]
 CutOut = Annotated[Optional[str], option('Also what sounds alone, on a transparent ground: .webm or .mov.', '--cutout',
                                          metavar='PATH', **RESULTS)]
-AsLines = Annotated[bool, flag('--json', 'A line of JSON for each look on standard output, and no overlay unless -o asks for '
-                                         'it; for many films their summary.', **RESULTS)]
+AsLines = Annotated[bool, flag('--json', 'A line of JSON for each look on standard output, and no overlay unless -o asks '
+                                         'for it; for many films their summary.', **RESULTS)]
 Overwrite = Annotated[bool, flag('--overwrite', 'Replace results that exist.', **RESULTS)]
-Kinds = Annotated[str, option('What to write for each film: overlay, csv, parquet, coco, cues, sheet, cutout, labels, soft, with '
-                              'commas between them; overlay.webm for another ending.', metavar='KINDS', **MANY)]
+Kinds = Annotated[str, option('What to write for each film: overlay, csv, parquet, coco, cues, sheet, cutout, labels, soft, '
+                              'with commas between them; overlay.webm for another ending.', metavar='KINDS', **MANY)]
 Jobs = Annotated[int, option('Films at a time, each in a process of its own.', metavar='N', **MANY)]
 Shard = Annotated[str, option('The share of this machine, such as 2/4, where several work on the same films.', metavar='I/N',
                               **MANY)]
@@ -338,7 +344,8 @@ Fps = Annotated[Optional[float], option('Looks of the model a second. Default: e
                                         'million parameters.', metavar='N', **FILM)]
 Hold = Annotated[str, option('Masks between the looks: last, those of the last look; or linear, faded from look to look.',
                              metavar='HOW', **FILM)]
-Start = Annotated[float, option('Begin with the frame at this time: seconds, or 1:30.', metavar='TIME', parser=seconds, **FILM)]
+Start = Annotated[float, option('Begin with the frame at this time: seconds, or 1:30.', metavar='TIME', parser=seconds,
+                                **FILM)]
 End = Annotated[float, option('End before the frame at this time.', metavar='TIME', parser=seconds, **FILM)]
 Track = Annotated[int, option('Which sound, where there are several, from 0.', metavar='N', **FILM)]
 View = Annotated[int, option('Which pictures, where there are several, from 0.', metavar='N', **FILM)]
@@ -359,7 +366,8 @@ def heard_from_ffmpeg(wanted):
 
 # %% ../nbs/27_cli.ipynb #27-033a
 @app.command(epilog='Examples: ppqg segment concert.mp4 -o marked.webm -o table.csv --start 1:30 --end 2:00. '
-                    'ppqg segment concert.mp4 --json | jq .objects. ppqg segment films -o results --kinds overlay,csv --jobs 2')
+                    'ppqg segment concert.mp4 --json | jq .objects. '
+                    'ppqg segment films -o results --kinds overlay,csv --jobs 2')
 def segment(
     sources: Sources, out: Out = None, masks: Masks = None, soft: Soft = None, cutout: CutOut = None, lines: AsLines = False,
     overwrite: Overwrite = False, preset: Preset = None, weights: Weights = None, regions: Regions = None,
@@ -377,8 +385,10 @@ def segment(
     with sentences(debug), heard_from_ffmpeg(verbose):
         if many(sources):
             if masks or soft or cutout or network or overwrite or not out or len(out) > 1:
-                raise typer.BadParameter('For many films name one folder of results with -o, and what to write with --kinds.')
-            code = run_all(sources, out[0], kinds, model, fps, stream, lines, quiet, shard=shard, jobs=jobs, resume=resume, ray=ray)
+                raise typer.BadParameter('For many films name one folder of results with -o, and what to write with '
+                                         '--kinds.')
+            code = run_all(sources, out[0], kinds, model, fps, stream, lines, quiet, shard=shard, jobs=jobs, resume=resume,
+                           ray=ray)
         else:
             outputs = wanted(out, masks, soft, cutout, lines, stem(sources[0]))
             code = run_one(sources[0], outputs, overwrite, network, model, quiet, verbose, fps=fps, **stream)
@@ -433,8 +443,8 @@ def info(as_json: Json = False, debug: Debug = False):
     with sentences(debug):
         from ppqg_nb.core import PRESETS
         if as_json:
-            presets = {name: dict(parameters=parameters(c), pixels=c.image_size, queries=c.num_queries, classes=len(c.classes),
-                                  regions=c.regions) for name, c in PRESETS.items()}
+            presets = {name: dict(parameters=parameters(c), pixels=c.image_size, queries=c.num_queries,
+                                  classes=len(c.classes), regions=c.regions) for name, c in PRESETS.items()}
             print(json.dumps(dict(versions=versions(), devices=devices(), presets=presets)))
             return
         print(versions())

@@ -257,7 +257,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser('python -m ppqg_nb.listening',
                                      description='Does a model listen? Scores beside those of deaf ones.')
     parser.add_argument('--clips', type=int, default=500, help='pictures of each set (default 500)')
-    parser.add_argument('--realmix', default='/', metavar='FOLDER', help='where the packages with real media lie (default /)')
+    parser.add_argument('--realmix', default='/', metavar='FOLDER',
+                        help='where the packages with real media lie (default /)')
     def ask(model, args, progress):
         return prove(model, makers(model.config.classes, args.realmix), args.clips, progress=progress)
     command(parser, ask, as_text, argv)

@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
-from .cli import (Debug, Device, Json, Preset, Quiet, Regions, app, bar, flag, load, main, option, pick_device, screen,
-                         sentences)
+from .cli import (Debug, Device, Json, Preset, Quiet, Regions, app, bar, flag, load, main, option, pick_device,
+                         screen, sentences)
 
 # %% ../nbs/27a_workshop.ipynb #27-008
 data = typer.Typer(no_args_is_help=True, help='Make data sets, and look after them.')
@@ -29,10 +29,12 @@ app.add_typer(data, name='data')
 Set = Annotated[Path, typer.Argument(metavar='OUT', help='The folder: new, empty, or begun by the same command.')]
 Kind = Annotated[str, option('single, multi, semantic, null or mixed.', metavar='NAME')]
 Clips = Annotated[int, option('How many clips. A set may be made larger later.', metavar='N')]
-Seed = Annotated[Optional[int], option('What keeps splits apart. Default: 0 for train, 1 for val, 2 for tests.', metavar='N')]
+Seed = Annotated[Optional[int], option('What keeps splits apart. Default: 0 for train, 1 for val, 2 for tests.',
+                                       metavar='N')]
 Pixels = Annotated[int, option('Height and width of the frames in pixels.', metavar='N')]
 Labels = Annotated[str, option('avss: a class at every pixel; ms3: 0 and 1.', '--task', metavar='NAME')]
-Side = Annotated[str, option('train; test1: the same media; test2: other photographs; test3: other recordings.', metavar='NAME')]
+Side = Annotated[str, option('train; test1: the same media; test2: other photographs; test3: other recordings.',
+                             metavar='NAME')]
 Dubs = Annotated[int, option('Clips with the same frames and different sounds, by turns.', metavar='N')]
 Video = Annotated[bool, flag('--video', 'Also write each clip as MP4 with its sound, into OUT/videos.')]
 Packages = Annotated[Path, option('Where the packages are unpacked. Default: /, where they are installed.', metavar='DIR')]
@@ -100,7 +102,8 @@ def realmix(
     """
     with sentences(debug):
         from ppqg_nb import making, realmix
-        if split not in realmix.SIDES: raise ValueError(f'--split is {split!r}; it must be one of {", ".join(realmix.SIDES)}.')
+        if split not in realmix.SIDES:
+            raise ValueError(f'--split is {split!r}; it must be one of {", ".join(realmix.SIDES)}.')
         length, written = pictures(clips, dubs), split.rstrip('123')
         if seed is None: seed = making.SEEDS[written]
         with screen.status('looking at the packages'): media = realmix.open_media(root)
@@ -170,8 +173,8 @@ def score_all(weights, root, task, split, out, preset, regions, limit, workers, 
     with bar('clips') as seen: return evaluation.evaluate(model, clips, out, limit, workers, device, resume, seen)
 
 # %% ../nbs/27a_workshop.ipynb #27-036
-Trained = Annotated[str, typer.Argument(metavar='WEIGHTS', help='scenes-tiny, which ships; a folder, a hub id, or a checkpoint of '
-                                                              'the released system.')]
+Trained = Annotated[str, typer.Argument(metavar='WEIGHTS', help='scenes-tiny, which ships; a folder, a hub id, or a '
+                                                              'checkpoint of the released system.')]
 Task = Annotated[str, option('s4, ms3 or avss.', metavar='NAME')]
 Split = Annotated[str, option('train, val or test.', metavar='NAME')]
 Results = Annotated[Optional[Path], option('Folder for the results. Default: ppqg_TASK_SPLIT in the current folder.',
@@ -220,22 +223,24 @@ def changes(texts):
         name, equals, value = text.partition('=')
         if not equals: raise ValueError(f'--set is {text!r}; write FIELD=VALUE, e.g. --set lr=0.001.')
         try: found[name.strip()] = yaml.safe_load(value) if value.strip() else ''
-        except yaml.YAMLError: raise ValueError(f'--set is {text!r}, whose value cannot be read; e.g. --set lr=0.001.') from None
+        except yaml.YAMLError:
+            raise ValueError(f'--set is {text!r}, whose value cannot be read; e.g. --set lr=0.001.') from None
     return found
 
 # %% ../nbs/27a_workshop.ipynb #27-046
-@app.command(epilog='Example: ppqg train scenes-tiny --out runs/tiny. In two processes: torchrun --nproc-per-node 2 -m ppqg_nb.workshop train …')
+@app.command(epilog='Example: ppqg train scenes-tiny --out runs/tiny. In two processes: '
+                    'torchrun --nproc-per-node 2 -m ppqg_nb.workshop train …')
 def train(
-    recipe: Annotated[str, typer.Argument(metavar='RECIPE', help='Its name, as scenes-tiny, or a YAML or JSON file; also the '
-                                                                 'run.json of another run.')],
+    recipe: Annotated[str, typer.Argument(metavar='RECIPE', help='Its name, as scenes-tiny, or a YAML or JSON file; also '
+                                                                 'the run.json of another run.')],
     out: Annotated[Path, option('The folder of the run: new, empty, or with --resume that of a run that was stopped.',
                                 '-o', '--out', metavar='DIR')],
     data: Annotated[Optional[list[str]], option('What to learn from, in place of what the recipe says: scenes, realmix, '
                                                 'realmix:FOLDER, or a folder of AVSBench. May stand several times.',
                                                 metavar='WHAT')] = None,
     resume: Annotated[bool, flag('--resume', 'Go on with a run that was stopped, however it was.')] = False,
-    fields: Annotated[Optional[list[str]], option('A field of the recipe to change, e.g. steps=300. May stand several times.',
-                                                  '--set', metavar='FIELD=VALUE')] = None,
+    fields: Annotated[Optional[list[str]], option('A field of the recipe to change, e.g. steps=300. May stand several '
+                                                  'times.', '--set', metavar='FIELD=VALUE')] = None,
     quiet: Quiet = False, debug: Debug = False,
 ):
     """Train a model: by a recipe, stopped at any moment and gone on with.
@@ -247,8 +252,7 @@ def train(
         from ppqg_nb import runs
         chosen = runs.read_recipe(recipe, **changes(fields or []), **(dict(data=data) if data else {}))
         with bar('training') as seen:
-            def progress(step, steps, values): seen(step, steps)
-            run = runs.train(chosen, out, resume, progress, say=screen.print)
+            run = runs.train(chosen, out, resume, lambda step, steps, values: seen(step, steps), say=screen.print)
         if not run.main: return
         step, score = run.best or (run.step, float('nan'))
         print(f'{out / "best"}: the best model, {chosen.metric} {score:.3f} at step {step} of {chosen.steps}')
@@ -282,12 +286,14 @@ def write_file(source, out, preset, to, size, licence, random):
     if licence is None: print('The file names no licence; --licence NAME does.')
 
 # %% ../nbs/27a_workshop.ipynb #27-052
-@app.command(epilog='Examples: ppqg convert model_best.pth -o released-avss; ppqg convert scenes-tiny --to onnx -o tiny.onnx')
+@app.command(epilog='Examples: ppqg convert model_best.pth -o released-avss; '
+                    'ppqg convert scenes-tiny --to onnx -o tiny.onnx')
 def convert(
-    source: Annotated[str, typer.Argument(metavar='WEIGHTS', help='A checkpoint of the released system, .pth; with --to also '
-                                                                  'scenes-tiny, a folder or a hub id.')],
+    source: Annotated[str, typer.Argument(metavar='WEIGHTS', help='A checkpoint of the released system, .pth; with --to '
+                                                                  'also scenes-tiny, a folder or a hub id.')],
     out: Annotated[Path, option('The folder to write, new or empty; with --to the file.', '-o', '--out', metavar='OUT')],
-    preset: Annotated[Optional[str], option('The architecture that it fits. Default: by its shapes.', metavar='NAME')] = None,
+    preset: Annotated[Optional[str], option('The architecture that it fits. Default: by its shapes.',
+                                            metavar='NAME')] = None,
     to: To = None,
     size: Square = None,
     licence: Licence = None,
@@ -312,10 +318,11 @@ def convert(
 def print_bench(found):
     "Print what `benchmarks.bench` gives as a table for people"
     m, cpu = found['machine'], found['machine']['device'] == 'cpu'
-    print(f"{found['preset']}, {found['steps']} × {found['size']} × {found['size']} pixels, {m['processor']}, {m['threads']} threads")
-    for name, c in found['ceilings'].items(): print(f"{name}: {c['rate'] / 1e9:.1f} G{c['unit']}{', one core' if cpu else ''}")
-    table = Table(*(Column(c, no_wrap=True) for c in ('stage', 'ms', 'CPU ms', '10^6 mult-adds', 'peak MiB', 'share of limit')),
-                  box=None, pad_edge=False)
+    print(f"{found['preset']}, {found['steps']} × {found['size']} × {found['size']} pixels, {m['processor']}, "
+          f"{m['threads']} threads")
+    core, columns = ', one core' if cpu else '', ('stage', 'ms', 'CPU ms', '10^6 mult-adds', 'peak MiB', 'share of limit')
+    for name, c in found['ceilings'].items(): print(f"{name}: {c['rate'] / 1e9:.1f} G{c['unit']}{core}")
+    table = Table(*(Column(c, no_wrap=True) for c in columns), box=None, pad_edge=False)
     for name, s in found['stages'].items():
         peak = f"{s['peak_bytes'] / 2**20:.1f}" if 'peak_bytes' in s else ''
         counted = [f"{s['multiply_adds'] / 1e6:,.0f}", peak, f"{100 * s['share']:.0f} %"] \
@@ -333,7 +340,8 @@ def print_bench(found):
 def bench(
     preset: Annotated[str, option('Architecture; ppqg info lists them.', metavar='NAME')] = 'scenes-tiny',
     device: Device = 'auto',
-    size: Annotated[Optional[int], option('Side of the frames in pixels. Default: what the preset is made for.', metavar='N')] = None,
+    size: Annotated[Optional[int], option('Side of the frames in pixels. Default: what the preset is made for.',
+                                          metavar='N')] = None,
     steps: Annotated[int, option('Frames in one call, each with its second of sound.', metavar='N')] = 1,
     stages: Annotated[Optional[str], option('Only these, separated by commas.', metavar='NAMES')] = None,
     train: Annotated[bool, flag('--train', 'Also a step of training, forward and backward, with checkpointing.')] = False,
@@ -349,17 +357,18 @@ def bench(
     with sentences(debug):
         from ppqg_nb import benchmarks
         names = tuple(s.strip() for s in stages.split(',')) if stages else ()
+        device = pick_device(device)
         with bar('bench') as seen:
-            found = benchmarks.bench(preset, pick_device(device), size, steps, names, train, quick, lambda done: seen(done, 1))
+            found = benchmarks.bench(preset, device, size, steps, names, train, quick, lambda done: seen(done, 1))
         if as_json: print(json.dumps(found, indent=1))
         else: print_bench(found)
 
 # %% ../nbs/27a_workshop.ipynb #27-054l
 def explorer_notebook(sources):
-    "The text of a notebook that explores the first of `sources`, the others lending their sound; without any, the film of `ppqg demo`"
+    "The text of a notebook that explores the first of `sources`, the others lending their sound; or the film of `ppqg demo`"
     title = sources[0].name if sources else 'two sounds for one picture'
-    told = (f'# The explorer: {title}\n\nRun the cell below (Shift+Enter). Choose a stage, move through time, let another sound '
-            'be heard; click on a picture, or use the Tab and arrow keys.')
+    told = (f'# The explorer: {title}\n\nRun the cell below (Shift+Enter). Choose a stage, move through time, let another '
+            'sound be heard; click on a picture, or use the Tab and arrow keys.')
     given = ', '.join(repr(str(s.resolve())) for s in sources) or '*pair_films(mkdtemp())'
     more = '' if sources else ', pair_films\nfrom tempfile import mkdtemp'
     cells = [dict(cell_type='markdown', id='about', metadata={}, source=told),
@@ -380,18 +389,19 @@ def check_explore(sources, source, out):
     if not sources: return
     from ppqg_nb.video import MediaError, probe
     for path in sources:
-        if not probe(path).rate: raise MediaError(f'{path} has no sound, and the explorer needs to hear one; name another file.')
+        if probe(path).rate: continue
+        raise MediaError(f'{path} has no sound, and the explorer needs to hear one; name another file.')
 
 # %% ../nbs/27a_workshop.ipynb #27-054o
-Lent = Annotated[Optional[list[Path]], option("A file whose sound may take the place of the video's. May be repeated.", '--sound',
-                                              metavar='FILE')]
-Book = Annotated[Optional[Path], option('The notebook to write. Default: IN_explore.ipynb in the current folder.', '-o', '--out',
-                                        metavar='OUT.ipynb')]
+Lent = Annotated[Optional[list[Path]], option("A file whose sound may take the place of the video's. May be repeated.",
+                                              '--sound', metavar='FILE')]
+Book = Annotated[Optional[Path], option('The notebook to write. Default: IN_explore.ipynb in the current folder.',
+                                        '-o', '--out', metavar='OUT.ipynb')]
 
 @app.command(epilog='Example: ppqg explore concert.mp4 --sound street.mp4')
 def explore(
-    source: Annotated[Optional[Path], typer.Argument(metavar='[IN]', help='A video file with sound. Default: the film of ppqg '
-                                                                          'demo.')] = None,
+    source: Annotated[Optional[Path], typer.Argument(metavar='[IN]', help='A video file with sound. Default: the film of '
+                                                                          'ppqg demo.')] = None,
     sound: Lent = None,
     out: Book = None,
     no_browser: Annotated[bool, flag('--no-browser', 'Only start the server, and print its address.')] = False,
