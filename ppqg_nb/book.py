@@ -74,7 +74,7 @@ def here(chapter):
     "The map with `chapter`, such as '07', lit, to be shown at its head; `KeyError` with the chapters there are, where it is none"
     if chapter not in CHAPTERS: raise KeyError(f'there is no chapter {chapter!r}: give one of {", ".join(CHAPTERS)}')
     picture = b64encode(drawing(chapter).encode()).decode()
-    words = (f'Map of the book: sound and picture are encoded, queries are made from the picture and prompted by the sound, '
+    words = (f'Map of the book: sound and picture are encoded, queries are made from the picture, prompted by prototypes of sounds, '
              f'decoded and turned into masks; below, the tool and the evidence. Lit: chapter {chapter}, {CHAPTERS[chapter]}.')
     return HTML(f'<div class="map"><img src="data:image/svg+xml;base64,{picture}" alt="{words}" width="930"></div>')
 
