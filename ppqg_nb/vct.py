@@ -128,8 +128,8 @@ TOGETHER = 2 * 384**2   # pixels that a CPU gets at a time: more of them make no
 
 def pieces(n, size, device, learns):
     "Slices of `n` looks at frames of a size: of few on a CPU, of all where the model `learns` or is traced, and on a GPU"
-    whole = learns or torch.compiler.is_compiling() or device.type != 'cpu'
-    few = max(1, n if whole else TOGETHER // math.prod(size))
+    if learns or torch.compiler.is_compiling() or device.type != 'cpu': return [slice(None)]
+    few = max(1, TOGETHER // math.prod(size))
     return [slice(i, i + few) for i in range(0, max(1, n), few)]
 
 def joined(parts):
@@ -148,13 +148,13 @@ def forward(self: VCT,
 ):
     "Predict from B frames and their sound: a `Prediction`. Raises a `ValueError` where inputs do not fit"
     self.check(frames, patches, regions, owner)
-    if regions is not None and len(regions) < len(frames): regions = self.pyramid.mark(pad_to(normalize(regions)))
+    if regions is not None and regions.shape[0] < frames.shape[0]: regions = self.pyramid.mark(pad_to(normalize(regions)))
     where = frames.shape[-2:], frames.device, self.training or torch.is_grad_enabled()
     def see(s): return self.see(frames[s], regions[s] if isinstance(regions, torch.Tensor) else regions)
     def hear(seen, s): return self.hear(seen, patches[s], every_layer)
-    if owner is None: return joined([hear(see(s), s) for s in pieces(len(patches), *where)])
-    seen = joined([see(s) for s in pieces(len(frames), *where)])
-    return joined([hear(seen.of(owner[s]), s) for s in pieces(len(patches), *where)])
+    if owner is None: return joined([hear(see(s), s) for s in pieces(patches.shape[0], *where)])
+    seen = joined([see(s) for s in pieces(frames.shape[0], *where)])
+    return joined([hear(seen.of(owner[s]), s) for s in pieces(patches.shape[0], *where)])
 
 # %% ../nbs/12_vct.ipynb #12-015
 @patch
@@ -200,7 +200,7 @@ def compose(self: VCT, pred, size=None):
         if pred.padded != pred.size: some = upsample(some, pred.padded)[..., :h, :w]
         return masks.compose(p[s], upsample(some, size).sigmoid_())
     with torch.autocast(z.device.type, enabled=False):
-        first, *more = pieces(len(z), size, z.device, z.requires_grad)
+        first, *more = pieces(z.shape[0], size, z.device, z.requires_grad)
         if not more: return maps(first)
         out = p.new_empty(len(z), p.shape[2], *size)
         for s in (first, *more): out[s] = maps(s)
