@@ -12,8 +12,7 @@ __all__ = ['ALSO', 'SMALL', 'TABLE', 'GUARDED', 'LIMITS', 'STAGES', 'stages', 'i
 
 # %% ../nbs/32_benchmarks.ipynb #32-003
 import argparse, json, math, os, platform, re, time, warnings, weakref
-import numpy as np, torch
-import torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from copy import deepcopy
 from dataclasses import replace
 from importlib.metadata import version
@@ -345,8 +344,7 @@ def chosen(names, train):
 
 # %% ../nbs/32_benchmarks.ipynb #32-043
 @torch.no_grad()
-def bench(
-    name='scenes-tiny',         # of a preset, with its weights if they ship, else random ones
+def bench(name='scenes-tiny',   # of a preset, with its weights if they ship, else random ones
     device='cpu',
     size=None,                  # side of the frames in pixels; None: what the preset is made for
     steps=1,                    # frames, each with its second of sound, in one call
@@ -359,12 +357,10 @@ def bench(
     c, names, rounds = preset(name), chosen(names, train), 3 if quick else 9
     if steps < 1 or size is not None and size < 32: raise ValueError('steps must be at least 1, and size at least 32 pixels.')
     model = VCT.from_pretrained(name) if (SHIPPED / name).is_dir() else VCT(offline(c)).eval()
-    given, tops = inputs(c, steps, size, device), ceilings(device)
+    model, given, tops = model.requires_grad_(False).to(device), inputs(c, steps, size, device), ceilings(device)
     with TemporaryDirectory() as folder:
-        works = {}
-        if set(names) & set(LIMITS):
-            works = stages(model.requires_grad_(False).to(device), *given)
-            works |= {'losses and matching': loss_stage(c, steps, size, device), 'whole': whole_model(model, *given)}
+        works = stages(model, *given) if set(names) & set(LIMITS) else {}
+        if works: works |= {'losses and matching': loss_stage(c, steps, size, device), 'whole': whole_model(model, *given)}
         outer = around(model, size, device, folder) if set(names) & set(STAGES[-5:]) else {}
         if train: outer['forward and backward'] = training(c, given, device), steps, 'frames'
         timed = {k: w for k, (w, _) in tops.items()} | {k: w for k, w in works.items() if k in names}
@@ -449,6 +445,7 @@ def pooled(maps):
     high, low = F.max_pool2d(cells, 2, 1), -F.max_pool2d(-cells, 2, 1)
     return (high >= low.amax(1, keepdim=True)).flatten(2).any(2)[0].nonzero()[:, 0]
 
+# %% ../nbs/32_benchmarks.ipynb #32-052b
 def looped(label, target, prob, classes=71):
     "`class_counts` and `threshold_counts`, a comparison of whole frames for each class and each threshold"
     def counts(p, t): return torch.stack([(p & t).sum(), p.sum(), t.sum()])
@@ -483,10 +480,8 @@ def tries():
     frames, patches, _ = inputs(model.config, size=224)
     images, net = normalize(frames), model.pyramid.frames.backbone.stages
     last, lean, eight = images.contiguous(memory_format=torch.channels_last), folded(net), in_int8(model)
-    label, target = torch.randint(71, (2, 1, 224, 224))
-    prob = torch.rand(1, 224, 224)
-    def lower():
-        with torch.autocast('cpu', torch.bfloat16): return model(frames, patches, every_layer=False)
+    (label, target), prob = torch.randint(71, (2, 1, 224, 224)), torch.rand(1, 224, 224)
+    half = torch.autocast('cpu', torch.bfloat16)(model.forward)
     return {'deformable attention, map by map, queries last': (lambda: stacked(*large), lambda: deformable_attention(*large)),
             'the same, scenes-tiny': (lambda: stacked(*small), lambda: deformable_attention(*small)),
             'embedding_bag for grid_sample': (lambda: deformable_attention(*large), lambda: gathered(*large)),
@@ -498,7 +493,7 @@ def tries():
             'scores: histograms for a loop': (lambda: looped(label, target, prob), lambda: binned(label, target, prob)),
             'channels last': (lambda: net(images), lambda: net(last)),
             'batch norms folded': (lambda: net(last), lambda: lean(last)),
-            'bfloat16, scenes-tiny': (lambda: model(frames, patches, every_layer=False), lower),
+            'bfloat16, scenes-tiny': (lambda: model(frames, patches, every_layer=False), lambda: half(frames, patches, every_layer=False)),
             'int8, scenes-tiny': (lambda: model(frames, patches, every_layer=False), lambda: eight(frames, patches, every_layer=False))}
 
 # %% ../nbs/32_benchmarks.ipynb #32-053a

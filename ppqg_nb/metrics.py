@@ -206,14 +206,12 @@ class SemanticScore(Sums):
         super().__init__(shapes, **kwargs)
         self.classes = classes
 
-    def update(
-        self,
+    def update(self,
         pred,    # (clips, T, K, H, W), a map for each class: a pixel is of the class with the largest
         target,  # (clips, T, H, W), integer, 0 … K - 1, background 0
     ):
         "Add clips; T, H and W may differ between calls. A `ValueError` says what does not fit"
-        sizes = check_shape(pred, 'clips T K H W', 'pred', K=self.classes)
-        check_shape(target, 'clips T H W', 'target', **sizes)
+        check_shape(target, 'clips T H W', 'target', **check_shape(pred, 'clips T K H W', 'pred', K=self.classes))
         _check_target(target, self.classes)
         top, label = pred.max(2)
         if not (top.isfinite().all() and pred.amin().isfinite()):

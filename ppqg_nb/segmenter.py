@@ -131,6 +131,7 @@ def steps(self:Segmenter, looks):
     given = [self.inputs(frame.image, mel, name) for name, frame, mel in looks]
     return [self.read(frame, maps) for (_, frame, _), maps in zip(looks, self.predict(*map(torch.cat, zip(*given))))]
 
+# %% ../nbs/25_segmenter.ipynb #25-032s
 @patch
 def step(self:Segmenter, time, image, patch, name=''):
     """The `Step` of a frame `(3, H, W)` uint8 shown at `time` s, and of the log-mel patch `(1, 96, 64)` heard with it.
