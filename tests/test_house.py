@@ -75,6 +75,19 @@ def test_the_map_at_the_head_of_a_chapter_is_the_one_that_is_drawn(number):
     assert ''.join(cell['outputs'][0]['data']['text/html']) == here(number).data
 
 
+@pytest.mark.parametrize('number', CHAPTERS_ON_THE_MAP)
+def test_a_chapter_ends_with_what_there_is_now_and_exercises(number):
+    path = ROOT/'nbs'/f"{number}_{CHAPTERS_ON_THE_MAP[number].replace(' ', '_')}.ipynb"
+    found = json.loads(path.read_text(encoding='utf-8'))['cells']
+    [now] = [i for i, c in enumerate(found) if source(c).startswith('## What we have now')]
+    [asked] = [i for i, c in enumerate(found) if source(c).startswith('## Exercises')]
+    between = found[now:asked]
+    assert any('image/png' in o.get('data', {}) for c in between for o in c.get('outputs', [])) or '@fig-' in ''.join(map(source, between))
+    solved = [c for c in found[asked:] if source(c).startswith('#| code-fold: true')]
+    assert 2 <= len(solved) <= 4 and all(c['metadata'].get('jupyter') == {'source_hidden': True} for c in solved)
+    assert [c['id'] for c in solved if not re.search(r'\b(assert |test_\w+\(|ExceptionExpected)', source(c))] == []
+
+
 def test_references_point_somewhere():
     text = '\n'.join(source(c) for p in NOTEBOOKS for c in cells(p, 'markdown') + cells(p, 'code'))
     labels = set(re.findall(r'\{#((?:eq|fig|sec|tbl)-[\w-]+)', text)) | set(re.findall(r'^#\| label: *(\S+)', text, re.M))
