@@ -8,7 +8,7 @@ __all__ = ['ALSO', 'SMALL', 'TABLE', 'GUARDED', 'LIMITS', 'STAGES', 'stages', 'i
            'interleaved', 'summary', 'ceilings', 'on_film', 'around', 'pair', 'growth', 'clip_memory', 'write_memory',
            'first_seconds', 'film_growth', 'process_peak', 'machine', 'described', 'training', 'chosen', 'bench',
            'counter', 'report', 'stacked', 'gathered', 'folded', 'pooled', 'looped', 'binned', 'in_int8', 'tries',
-           'write_tries', 'main']
+           'write_tries', 'write_compiled', 'main']
 
 # %% ../nbs/32_benchmarks.ipynb #32-003
 import argparse, json, math, os, platform, re, time, warnings, weakref
@@ -508,16 +508,33 @@ def write_tries(path, rounds=15):
     found = dict(versions=versions(), machine=machine(), rounds=rounds, tries={name: told(name) for name in pairs})
     with beside(path) as part: Path(part).write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
 
+# %% ../nbs/32_benchmarks.ipynb #32-056a
+@torch.no_grad()
+def write_compiled(path, rounds=15):
+    "Time `scenes-tiny` beside itself after `torch.compile`, and how long the first answer takes, and write it, JSON"
+    model = VCT.from_pretrained('scenes-tiny').requires_grad_(False)
+    frames, patches, _ = inputs(model.config, size=224)
+    def ask(net): return lambda: net(frames, patches, every_layer=False)
+    works = dict(plain=ask(model), compiled=ask(torch.compile(model)))
+    began = time.perf_counter()
+    apart = (works['compiled']().mask_logits - works['plain']().mask_logits).abs().max()
+    first, times = time.perf_counter() - began, interleaved(works, rounds)
+    ratio = np.quantile(times['plain'][:, 1] / times['compiled'][:, 1], (.25, .5, .75)).tolist()
+    found = dict(versions=versions(), machine=machine(), rounds=rounds, first_seconds=first, apart=float(apart), ratio=ratio)
+    with beside(path) as part: Path(part).write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
+
 # %% ../nbs/32_benchmarks.ipynb #32-064
 def main(argv=None):
     "The command: write one of the files that this chapter reads"
     parser = argparse.ArgumentParser(prog='python -m ppqg_nb.benchmarks', description='Count multiply-adds, operators and '
         'peak bytes of every stage of every preset, and write the table that the guard compares with.')
-    parser.add_argument('out', nargs='?', help='the file to write (in ppqg_nb/media: costs.json, tries.json or memory.json)')
+    parser.add_argument('out', nargs='?', help='the file to write (in ppqg_nb/media: costs.json, tries.json, memory.json, compiled.json)')
     parser.add_argument('--tries', action='store_true', help='time what was tried, and write the ratios')
     parser.add_argument('--memory', action='store_true', help='count the memory of clips of one to ten frames, and write it')
+    parser.add_argument('--compiled', action='store_true', help='time torch.compile, and write the ratio')
     a = parser.parse_args(argv)
-    name, write = ('tries', write_tries) if a.tries else ('memory', write_memory) if a.memory else ('costs', write_table)
+    name, write = ('tries', write_tries) if a.tries else ('memory', write_memory) if a.memory else \
+                  ('compiled', write_compiled) if a.compiled else ('costs', write_table)
     write(a.out or TABLE.parent / f'{name}.json')
 
 # %% ../nbs/32_benchmarks.ipynb #32-065
