@@ -480,7 +480,7 @@ def tries():
     frames, patches, _ = inputs(model.config, size=224)
     images, net = normalize(frames), model.pyramid.frames.backbone.stages
     last, lean, eight = images.contiguous(memory_format=torch.channels_last), folded(net), in_int8(model)
-    (label, target), prob = torch.randint(71, (2, 1, 224, 224)), torch.rand(1, 224, 224)
+    (label, target), prob = torch.randint(71, (2, 10, 224, 224)), torch.rand(10, 224, 224)
     half = torch.autocast('cpu', torch.bfloat16)(model.forward)
     return {'deformable attention, map by map, queries last': (lambda: stacked(*large), lambda: deformable_attention(*large)),
             'the same, scenes-tiny': (lambda: stacked(*small), lambda: deformable_attention(*small)),

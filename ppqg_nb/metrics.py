@@ -37,12 +37,12 @@ def threshold_counts(
     Float64, whole numbers. P are the pixels with a probability of at least the threshold.
     """
     at = torch.linspace(0, 1 - 1e-10, 255, dtype=prob.dtype, device=prob.device)
-    edge, x = torch.cat([at, at.new_full((1,), torch.inf)]), prob.flatten(-2)
-    near = (x * 254).int()                                                         # rounding may be one off
-    gap = near + (x >= edge[near + 1]).int() - (x < edge[near]).int()              # 0 … 254
-    frames = x.shape[:-1].numel()
-    row = 2 * torch.arange(frames, device=x.device, dtype=torch.int).view(*x.shape[:-1], 1) + target.flatten(-2).int()
-    bins = (255 * row + gap).flatten().bincount(minlength=frames * 2 * 255).view(*x.shape[:-1], 2, 255)
+    x, frames = prob.flatten(-2), prob.shape[:-2].numel()
+    bins = (x * (254 / (1 - 1e-10))).add_(512 * torch.finfo(x.dtype).eps).int()    # 0 … 254; by rounding it may be one too many
+    bins += x >= at.index_select(0, bins.flatten()).view_as(x)                     # how many thresholds are reached, 1 … 255
+    bins += torch.arange(0, 510 * frames, 510, device=x.device, dtype=torch.int).view(*x.shape[:-1], 1) - 1
+    bins += 255 * target.flatten(-2)
+    bins = bins.flatten().bincount(minlength=frames * 510).view(*x.shape[:-1], 2, 255)
     silent, both = bins.flip(-1).cumsum(-1).flip(-1).double().unbind(-2)
     return both, silent + both, both[..., :1]          # at threshold 0, P is the whole frame
 
@@ -174,8 +174,8 @@ def class_counts(label, target, classes):
 
     `label`, `target`: (frames, H, W) int64, 0 … classes - 1.
     """
-    frame = torch.arange(len(label), device=label.device)[:, None]
-    cell = (classes * frame + label.flatten(1)) * classes + target.flatten(1)       # one number for each triple
+    cell = label.flatten(1).int().mul_(classes).add_(target.flatten(1))             # one number for each triple
+    cell += torch.arange(0, len(label) * classes**2, classes**2, device=label.device, dtype=torch.int)[:, None]
     table = cell.flatten().bincount(minlength=len(label) * classes**2).view(-1, classes, classes)
     return table.diagonal(dim1=1, dim2=2), table.sum(2), table.sum(1)
 
