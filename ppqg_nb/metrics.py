@@ -34,10 +34,10 @@ def threshold_counts(
 ):
     """Pixel counts of each frame at all 255 thresholds, in one pass: |P ∩ G|, |P| `(..., 255)` and |G| `(..., 1)`.
 
-    Float64, whole numbers. P are the pixels with a probability of at least the threshold.
+    Float64, whole numbers. P are the pixels with a probability of at least the threshold, compared in float32 or better.
     """
-    at = torch.linspace(0, 1 - 1e-10, 255, dtype=prob.dtype, device=prob.device)
-    x, frames = prob.flatten(-2), prob.shape[:-2].numel()
+    x, frames = prob.flatten(-2).to(torch.promote_types(prob.dtype, torch.float32)), prob.shape[:-2].numel()
+    at = torch.linspace(0, 1 - 1e-10, 255, dtype=x.dtype, device=x.device)
     bins = (x * (254 / (1 - 1e-10))).add_(512 * torch.finfo(x.dtype).eps).int()    # 0 … 254; by rounding it may be one too many
     bins += x >= at.index_select(0, bins.flatten()).view_as(x)                     # how many thresholds are reached, 1 … 255
     bins += torch.arange(0, 510 * frames, 510, device=x.device, dtype=torch.int).view(*x.shape[:-1], 1) - 1

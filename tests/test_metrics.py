@@ -110,6 +110,12 @@ def test_all_thresholds_in_one_pass(dtype):
     assert true.item() == truth.sum()
 
 
+@pytest.mark.parametrize('dtype', (torch.float16, torch.bfloat16))
+def test_halves_are_compared_as_the_numbers_that_they_are(dtype):
+    prob, truth = torch.linspace(0, 1, 765).to(dtype).view(1, 45, 17), torch.randint(0, 2, (1, 45, 17))
+    for half, whole in zip(threshold_counts(prob, truth), threshold_counts(prob.double(), truth)): assert torch.equal(half, whole)
+
+
 @each_task
 def test_streaming_is_all_at_once(task):
     pred, target = batch(task)
