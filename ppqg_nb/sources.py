@@ -55,7 +55,8 @@ class Live:
     that end at its time, `(15600,)` float32 at 16 kHz; what is missing is silence. A frame waits for its sound until that
     has come, or `patience` seconds have passed since it was pushed. rate: of the sound that will be pushed, samples a
     second; None: there will be none. keep: 'all' lets whoever pushes wait for the reader, 'newest' drops frames that
-    nobody has read. Memory does not grow: 8 frames, 1 with 'newest', and 5 s of sound.
+    nobody has read. With 'all', sound that is 5 s ahead waits for its frames too; where none comes for `patience` seconds,
+    it goes on, and the oldest is forgotten. Memory does not grow: 8 frames, 1 with 'newest', and some 5 s of sound.
     """
     def __init__(self, rate=None, keep='all', patience=1.):
         if keep not in ('all', 'newest'): raise ValueError(f"keep is {keep!r}; it must be 'all' or 'newest'.")
@@ -64,6 +65,7 @@ class Live:
         self.rate, self.keep, self.patience = rate, keep, patience
         self.frames, self.change = deque(), Condition()
         self.pushed, self.last = 0, -math.inf                   # how many frames, and the time of the last
+        self.moved = monotonic()                                # when a frame last came or was taken
         self.closed, self.error, self.silent = False, None, rate is None
         self.first, self.held = None, torch.zeros(0)            # samples at `rate`, and the number of the first on the clock
         self.reading = None                                     # the time of the frame that waits for its sound
@@ -88,7 +90,7 @@ def frame(self:Live, time, image):
         else: self.change.wait_for(lambda: self.closed or len(self.frames) < QUEUED)
         if self.closed: return False
         self.frames.append((self.pushed, Frame(time, image), monotonic()))
-        self.pushed, self.last = self.pushed + 1, time
+        self.pushed, self.last, self.moved = self.pushed + 1, time, monotonic()
         self.change.notify_all()
     return True
 
@@ -108,8 +110,17 @@ def samples_between(x, first, last):
 # %% ../nbs/24a_sources.ipynb #24a-024
 @patch
 def ahead(self:Live):
-    "The time of the frame that is read, or else is read next; infinite where none waits"
-    return self.reading if self.reading is not None else self.frames[0][1].time if self.frames else math.inf
+    "The time of the frame that is read, or else is read next; where none waits, of the last"
+    return self.reading if self.reading is not None else self.frames[0][1].time if self.frames else max(0., self.last)
+
+@patch
+def hold_back(self:Live):
+    "Wait while the sound is 5 s ahead of its frames; where none comes for `patience` seconds, no longer"
+    while not self.closed and self.end() >= (self.ahead() + HELD) * self.rate:
+        waits = self.frames or self.reading is not None
+        left = None if waits else self.moved + self.patience - monotonic()
+        if left is not None and left <= 0: return
+        self.change.wait(left)
 
 @patch
 def end(self:Live):
@@ -124,8 +135,9 @@ def place(self:Live, x, time):
     else:
         if abs(late) <= self.rate // 20: late = 0
         self.held = torch.cat([self.held, samples_between(x, -late, max(len(x), -late))])
-    needed = (self.ahead() - 1.1 * SPAN / RATE) * self.rate - self.first
-    past = max(0, math.floor(min(needed, len(self.held) - HELD * self.rate)))
+    before = 1.1 * SPAN / RATE                                  # what a frame hears, and a little more
+    needed, old = (self.ahead() - before) * self.rate - self.first, len(self.held) - HELD * self.rate
+    past = max(0, math.floor(max(min(needed, old), old - before * self.rate - len(x))))
     self.first, self.held = self.first + past, self.held[past:]
 
 # %% ../nbs/24a_sources.ipynb #24a-025
@@ -140,7 +152,7 @@ def sound(self:Live, samples, time=None):
     if not (time is None or math.isfinite(time)): raise ValueError(f'time is {time}; it must be seconds, or None.')
     x = None if samples is None else to_mono(samples).float()
     with self.change:
-        if self.keep == 'all': self.change.wait_for(lambda: self.closed or self.end() < (self.ahead() + HELD) * self.rate)
+        if self.keep == 'all': self.hold_back()
         if x is None: self.silent = True
         else: self.place(x, time)
         self.change.notify_all()
@@ -172,7 +184,7 @@ def next_one(self:Live):
             if self.error is not None: raise self.error
             return None
         number, frame, came = self.frames.popleft()
-        self.reading = frame.time
+        self.reading, self.moved = frame.time, monotonic()
         self.change.notify_all()
         def heard(): return self.silent or self.closed or self.end() >= math.ceil(frame.time * self.rate) + self.reach()
         if not self.change.wait_for(heard, max(0., came + self.patience - monotonic())):

@@ -245,6 +245,20 @@ def test_sound_that_runs_far_ahead_waits_for_its_frames():
         if t: live.frame(t, IMAGE)
         heard = next(items)[2]
         if t: assert heard[-15000:].eq(t - 1).all()
+        time.sleep(.1)                  # no frame waits: the sound must not run away meanwhile
+
+
+def test_sound_whose_frames_do_not_come_goes_on():
+    "It waits once as long as `patience`, and what nobody heard is forgotten."
+    live = Live(RATE, patience=.2)
+    items = iter(live)
+    live.frame(0., IMAGE)
+    next(items)
+    began = time.monotonic()
+    for k in range(100): assert live.sound(np.full(RATE, k, np.float32))
+    assert time.monotonic() - began >= .19 and len(live.held) <= (HELD + 2.5) * RATE
+    live.frame(100., IMAGE)
+    assert next(items)[2][-15000:].eq(99).all()
 
 
 def test_who_stops_reading_stops_who_pushes():
