@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ALSO', 'SMALL', 'TABLE', 'GUARDED', 'LIMITS', 'STAGES', 'stages', 'inputs', 'whole_model', 'loss_stage', 'Counted',
-           'Cost', 'attention_flops', 'reading_flops', 'cost', 'light', 'costs', 'write_table', 'versions', 'changed',
-           'interleaved', 'summary', 'ceilings', 'on_film', 'around', 'pair', 'growth', 'clip_memory', 'write_memory',
-           'first_seconds', 'film_growth', 'process_peak', 'machine', 'described', 'training', 'chosen', 'bench',
-           'counter', 'report', 'stacked', 'gathered', 'folded', 'pooled', 'looped', 'binned', 'in_int8', 'tries',
-           'write_tries', 'write_compiled', 'main']
+           'Cost', 'attention_flops', 'reading_flops', 'linear_flops', 'cost', 'light', 'costs', 'write_table',
+           'versions', 'changed', 'interleaved', 'summary', 'ceilings', 'on_film', 'around', 'pair', 'growth',
+           'clip_memory', 'write_memory', 'first_seconds', 'film_growth', 'process_peak', 'machine', 'described',
+           'training', 'chosen', 'bench', 'counter', 'report', 'stacked', 'gathered', 'folded', 'pooled', 'looped',
+           'binned', 'in_int8', 'tries', 'write_tries', 'write_compiled', 'main']
 
 # %% ../nbs/32_benchmarks.ipynb #32-003
 import argparse, json, math, os, platform, re, time, warnings, weakref
@@ -22,13 +22,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from timm.layers import BatchNormAct2d
+from timm.models.swin_transformer import WindowAttention
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from .audio import RATE, log_mel_patches
-from .core import PRESETS, example_path, preset
+from .core import PRESETS, Linear, by_onednn, example_path, preset
 from .losses import criterion
 from .masks import upsample
 from .metrics import class_counts, score, threshold_counts
@@ -129,7 +130,12 @@ def reading_flops(maps, grid, *rest, out_shape=None, **options):
     "Operations of bilinear reading: multiply and add for each of four corners of each value"
     return 8 * math.prod(out_shape)
 
-ALSO = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops, torch.ops.aten.grid_sampler_2d: reading_flops}
+def linear_flops(x, weight, *rest, out_shape=None, **options):
+    "Operations of a linear map by oneDNN: one product for each input of each output"
+    return 2 * math.prod(x) * weight[0]
+
+ALSO = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops, torch.ops.aten.grid_sampler_2d: reading_flops,
+        torch.ops.mkldnn._linear_pointwise: linear_flops}
 
 def cost(work):
     "The `Cost` of a function without arguments"
@@ -463,7 +469,10 @@ def in_int8(model):
     "A copy of a model whose linear maps have weights of 8 bits, and inputs rounded on the way"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return torch.ao.quantization.quantize_dynamic(deepcopy(model), {nn.Linear}, torch.qint8)
+        model = deepcopy(model)
+        for m in model.modules():
+            if type(m) is Linear: m.__class__ = nn.Linear
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
 
 # %% ../nbs/32_benchmarks.ipynb #32-053
 def tries():

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['AVSS_CLASSES', 'S4_CATEGORIES', 'BINARY_CLASSES', 'SCENE_CLASSES', 'OKABE_ITO', 'QUERIES', 'PROTOTYPES', 'PRESETS',
-           'Clip', 'example_path', 'example_labels', 'example_clip', 'class_colors', 'style', 'check_kind', 'validate',
-           'known_fields', 'Config', 'preset', 'check_shape', 'MLP']
+           'AFTER', 'LARGE', 'Clip', 'example_path', 'example_labels', 'example_clip', 'class_colors', 'style',
+           'check_kind', 'validate', 'known_fields', 'Config', 'preset', 'check_shape', 'MLP', 'Linear', 'by_onednn']
 
 # %% ../nbs/00_core.ipynb #00-002
 import json, math
 import numpy as np, torch
+import torch.nn.functional as F
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from importlib.resources import files
@@ -308,3 +309,34 @@ class MLP(nn.Sequential):
         layers = []
         for a, b in zip(widths, widths[1:]): layers += [nn.Linear(a, b), nn.ReLU()]
         super().__init__(*layers[:-1])
+
+# %% ../nbs/00_core.ipynb #00-085b
+AFTER = dict(none=lambda x: x, relu=torch.relu_, gelu=F.gelu)
+LARGE = 2**24       # multiply-adds from which on the detour by oneDNN pays
+
+class Linear(nn.Linear):
+    """`nn.Linear` and what follows it, 'none', 'relu' or 'gelu': `(..., n)` to `(..., m)`, float.
+
+    On a CPU, in float32, with no gradient asked for, large ones are one call of oneDNN: the same sums in another order.
+    """
+    then = 'none'
+
+    def __init__(self, n, m, then='none', bias=True):
+        super().__init__(n, m, bias)
+        self.then = then
+
+    def alone(self, x):
+        "Whether oneDNN should compute it all"
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'): return False
+        return (x.device.type == 'cpu' and x.dtype == self.weight.dtype == torch.float32 and x.numel() * len(self.weight) >= LARGE
+                and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+
+    def forward(self, x):
+        if not self.alone(x): return AFTER[self.then](super().forward(x))
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.then, [], 'none')
+
+def by_onednn(model):
+    "Make each `nn.Linear` inside of a model a `Linear`, in place, with its weights and their names; gives the model"
+    for m in model.modules():
+        if type(m) is nn.Linear: m.__class__ = Linear
+    return model

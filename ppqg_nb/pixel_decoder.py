@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from .core import Linear
 
 # %% ../nbs/04_pixel_decoder.ipynb #04-020
 def deformable_attention(values, shapes, points, weights):
@@ -28,8 +29,10 @@ def deformable_attention(values, shapes, points, weights):
     grids = (2 * points.to(dtype) - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)               # (L, B·M, J, Q, 2)
     weights = weights.permute(3, 0, 2, 4, 1).flatten(1, 2)[:, :, None]                       # (L, B·M, 1, J, Q)
     maps = values.to(dtype).permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], -1)
-    heads = sum((F.grid_sample(m.unflatten(-1, s), g, align_corners=False) * a).sum(-2)      # (B·M, D, Q)
-                for m, s, g, a in zip(maps, shapes, grids, weights))
+    read = (F.grid_sample(m.unflatten(-1, s), g, align_corners=False) for m, s, g in zip(maps, shapes, grids))
+    pairs = ((x, a) for r, w in zip(read, weights) for x, a in zip(r.unbind(2), w.unbind(2)))           # (B·M, D, Q), (B·M, 1, Q)
+    heads = torch.mul(*next(pairs))
+    for x, a in pairs: heads = heads.addcmul_(x, a)                                          # nothing else is made
     return heads.unflatten(0, (B, M)).flatten(1, 2).transpose(1, 2).to(values.dtype)
 
 # %% ../nbs/04_pixel_decoder.ipynb #04-027
@@ -105,11 +108,11 @@ class PixelLayer(nn.Module):
         super().__init__()
         self.attention = DeformableAttention(channels)
         self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.linear1, self.linear2 = nn.Linear(channels, ffn), nn.Linear(ffn, channels)
+        self.linear1, self.linear2 = Linear(channels, ffn, 'relu'), Linear(ffn, channels)
 
     def forward(self, x, position, places, shapes):
         x = self.norm1(x + self.attention(x + position, x, places, shapes))
-        return self.norm2(x + self.linear2(self.linear1(x).relu_()))
+        return self.norm2(x + self.linear2(self.linear1(x)))
 
 # %% ../nbs/04_pixel_decoder.ipynb #04-071
 class PixelEncoder(nn.Module):
@@ -153,7 +156,7 @@ class PixelDecoder(nn.Module):
 
     def fuse(self, v2, v3):
         "F, the mask features, from the finest map and the finest scale (eq-fusion)"
-        up = F.interpolate(v3, v2.shape[-2:], mode='bilinear')
+        up = F.interpolate(v3.contiguous(), v2.shape[-2:], mode='bilinear')      # channels first, as v2
         return self.mask_features(self.smooth(self.lateral(v2) + up))
 
     def forward(self, pyramid):

@@ -10,11 +10,11 @@ __all__ = ['MEAN', 'STD', 'STRIDES', 'ANY_SIZE', 'check_range', 'normalize', 'pa
 import difflib
 import timm, torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
-from timm.models.swin_transformer import SwinTransformerBlock
+from timm.layers import LayerNorm2d, Mlp
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
 from torchvision.ops import SqueezeExcitation
-from .core import check_shape
+from .core import Linear, check_shape
 
 # %% ../nbs/03_pyramid.ipynb #03-017
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)   # of ImageNet's pixels, R G B in 0 … 255
@@ -82,8 +82,11 @@ def timm_stages(name, image_size, **options):
     family = timm.models.model_entrypoint(name).__module__.split('.')[-1]
     if family in ANY_SIZE: options = dict(img_size=image_size, **ANY_SIZE[family]) | options
     stages = timm.create_model(name, features_only=True, **options)
-    for m in stages.modules():
-        if type(m) is SwinTransformerBlock: m.__class__ = PaddedBlock   # the weights and their names stay
+    for m in list(stages.modules()):                                    # the weights and their names stay
+        if type(m) is SwinTransformerBlock: m.__class__ = PaddedBlock
+        if type(m) is WindowAttention: m.fused_attn = True              # one call of torch for the attention of all windows
+        if type(m) is Mlp and type(m.act) is nn.GELU and type(m.norm) is nn.Identity:
+            m.fc1.__class__, m.fc1.then, m.act = Linear, 'gelu', nn.Identity()      # and one for map and GELU
     return stages
 
 # %% ../nbs/03_pyramid.ipynb #03-056

@@ -9,11 +9,14 @@ __all__ = ['ROUNDING', 'PENDING', 'WAITING', 'heard', 'Object', 'describe', 'con
 
 # %% ../nbs/25_segmenter.ipynb #25-002
 import math, os, re
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -62,8 +65,11 @@ def contenders(maps):
         for d in (2, 3):
             if x.shape[d] > 1: x = larger(x.narrow(d, 0, x.shape[d] - 1), x.narrow(d, 1, x.shape[d] - 1))
         return x
-    high, low = of_cells(torch.maximum, maps), of_cells(torch.minimum, maps)
-    return (high >= low.amax(1, keepdim=True)).flatten(2).any(2)[0].nonzero()[:, 0]
+    peaks = maps.flatten(2).amax(2)[0]
+    best = peaks.topk(min(4, len(peaks))).indices           # most of the others are below these everywhere: a cheap look first
+    near = (peaks >= of_cells(torch.minimum, maps[:, best]).amax(1).min()).nonzero()[:, 0]
+    high, low = of_cells(torch.maximum, maps[:, near]), of_cells(torch.minimum, maps[:, near])
+    return near[(high >= low.amax(1, keepdim=True)).flatten(2).any(2)[0]]
 
 def read_maps(maps, size, names):
     """Maps M `(1, K, h, w)` to the label map `(*size)`, uint8, and its `Object`s, largest first; 0 is background.
@@ -92,8 +98,8 @@ class Segmenter:
 
     `size` is the side of the square that frames are scaled to (default: what the model's config names), whatever their own
     shape. `device`: where the model runs. `regions`: for a model that reads region maps, and for no other, what makes
-    them: `regions(image, name)`, image and result `(3, H, W)` uint8. `batch`: looks at once (default: as `fitting` says).
-    Raises a `ValueError` for what cannot be used.
+    them: `regions(image, name)`, image and result `(3, H, W)` uint8. `batch`: looks in one call of the model (default: as
+    `fitting` says, and on a CPU up to four calls abreast). Raises a `ValueError` for what cannot be used.
     """
     def __init__(self, model, size=None, device='cpu', regions=None, batch=None):
         c, size = model.config, model.config.image_size if size is None else size
@@ -106,7 +112,9 @@ class Segmenter:
         if regions is not None and not c.regions:
             raise ValueError('This model does not read region maps; leave out --regions, in Python regions.')
         self.model, self.size, self.device = model.to(device).eval(), (size, size), torch.device(device)
-        self.regions, self.batch, self.seen = regions, batch or self.fitting(), None
+        self.regions, self.batch, self.seen, self.lock = regions, batch or self.fitting(), None, Lock()
+        self.threads = torch.get_num_threads()
+        self.abreast = min(4, self.threads) if batch is None and self.device.type == 'cpu' else 1
 
 # %% ../nbs/25_segmenter.ipynb #25-032
 @patch
@@ -128,8 +136,16 @@ def read(self:Segmenter, frame, maps):
 @patch
 def steps(self:Segmenter, looks):
     "The `Step`s of one batch of looks: tuples of name, `Frame`, and the log-mel patch `(1, 96, 64)` heard with it"
+    return self.work(looks)()
+
+@patch
+def work(self:Segmenter, looks):
+    "What makes the `steps` of a batch, as a function without arguments; a maker of region maps is asked now"
     given = [self.inputs(frame.image, mel, name) for name, frame, mel in looks]
-    return [self.read(frame, maps) for (_, frame, _), maps in zip(looks, self.predict(*map(torch.cat, zip(*given))))]
+    def made():
+        maps = self.predict(*map(torch.cat, zip(*given))) if looks else ()
+        return [self.read(frame, m) for (_, frame, _), m in zip(looks, maps)]
+    return made
 
 # %% ../nbs/25_segmenter.ipynb #25-032s
 @patch
@@ -146,9 +162,17 @@ def step(self:Segmenter, time, image, patch, name=''):
 def answer(self:Segmenter, frames, patches, *regions):
     "The model's prediction. Frames, and region maps, that are equal to those of the call before are not looked at again"
     if not hasattr(self.model, 'see'): return self.model(frames, patches, *regions, every_layer=False)
-    given, seen = (frames, *regions), self.seen
-    if seen is None or not all(map(torch.equal, given, seen[0])): seen = self.seen = given, self.model.see(*given)
-    return self.model.hear(seen[1], patches, every_layer=False)
+    given = frames, *regions
+    with self.lock:
+        new = self.seen is None or not all(map(torch.equal, given, self.seen[0]))
+        if new: self.seen = given, Future()
+        seen = self.seen[1]
+    if new:
+        try: seen.set_result(self.model.see(*given))
+        except BaseException as e:
+            self.seen = None
+            seen.set_exception(e)
+    return self.model.hear(seen.result(), patches, every_layer=False)       # another thread may see it just now
 
 # %% ../nbs/25_segmenter.ipynb #25-032a
 @patch
@@ -233,25 +257,56 @@ PENDING = 2**28     # bytes of frames that may wait for a batch to fill
 
 @patch
 def filled(self:Segmenter, pairs, hold, live):
-    "The steps of `pairs`: of the looks in batches, of one if `live`, and of the frames between them as `hold` says"
-    last, waiting, looks = None, [], 0
-    def flush():
-        nonlocal last
-        made = self.steps([w for w in waiting if w[2] is not None]) if looks else []
-        for _, frame, mel in waiting:
-            if mel is not None: yield (last := made.pop(0))
-            elif hold == 'last' or not made: yield replace(last, time=frame.time, frame=frame.image)
-            else:
-                share = (frame.time - last.time) / (made[0].time - last.time)
-                yield self.read(frame, last.maps.lerp(made[0].maps, share))
+    "`pairs` in groups, each with the looks of a batch, of one if `live`, and frames between looks as `hold` needs them"
+    waiting, looks = [], 0
     for pair in pairs:
         waiting.append(pair)
         looks += pair[2] is not None
         full = live or looks >= self.batch or sum(frame.image.nbytes for _, frame, _ in waiting) > PENDING
         if pair[2] is not None and full or hold == 'last' and (full or not looks):
-            yield from flush()
+            yield waiting
             waiting, looks = [], 0
-    yield from flush()
+    yield waiting
+
+@patch
+def spread(self:Segmenter, groups, hold):
+    "The steps of groups of looks and frames between them, each with its looks' steps: the latter as `hold` says"
+    last = None
+    for group, made in groups:
+        for _, frame, mel in group:
+            if mel is not None: yield (last := made.pop(0))
+            elif hold == 'last' or not made: yield replace(last, time=frame.time, frame=frame.image)
+            else:
+                share = (frame.time - last.time) / (made[0].time - last.time)
+                yield self.read(frame, last.maps.lerp(made[0].maps, share))
+
+# %% ../nbs/25_segmenter.ipynb #25-038av
+@patch
+def side_by_side(self:Segmenter, groups, abreast):
+    "Yield each group with its steps, in order, while the next are made in `abreast` threads; 1: made here, when asked for"
+    sent = deque()
+    def share(): torch.set_num_threads(max(1, self.threads // abreast))
+    with ThreadPoolExecutor(abreast, initializer=share) as pool:
+        def first():
+            group, work, result = sent.popleft()
+            try: return group, result()
+            except MemoryError:
+                if result is work: raise
+                pool.shutdown()                                             # the others end, and it is tried alone
+                self.abreast = 1
+                return group, work()
+        error = None
+        try:
+            for group in groups:
+                work = self.work([look for look in group if look[2] is not None])
+                alone = abreast == 1 or self.abreast == 1
+                sent.append((group, work, work if alone else pool.submit(work).result))
+                while len(sent) >= (1 if alone else abreast): yield first()
+        except Exception as e: error = e                                    # after the steps that were on their way
+        finally:
+            if abreast > 1: torch.set_num_threads(self.threads)
+        while sent: yield first()
+    if error: raise error
 
 # %% ../nbs/25_segmenter.ipynb #25-038c
 WAITING = 2**30     # bytes of frames that may lie between two looks
@@ -294,7 +349,9 @@ def stream(self:Segmenter,
         sound = stack.enter_context(nullcontext(torch.zeros(0)) if silent or live else Sound(path, track))
         pairs = (self.live_pairs(source, fps, hold, silent) if live else
                  ahead(self.pairs(path, fps, hold, start, end, sound, view), max(2, self.batch)))
-        for step in self.filled(stack.enter_context(closing(pairs)), hold, live):
+        groups = self.filled(stack.enter_context(closing(pairs)), hold, live)
+        made = stack.enter_context(closing(self.side_by_side(groups, 1 if live or fps and hold else self.abreast)))
+        for step in self.spread(made, hold):
             empty = False
             if step.time >= end: break
             if step.time >= start: yield step
