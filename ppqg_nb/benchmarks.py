@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ALSO', 'SMALL', 'TABLE', 'GUARDED', 'LIMITS', 'STAGES', 'stages', 'inputs', 'whole_model', 'loss_stage', 'Counted',
            'Cost', 'attention_flops', 'reading_flops', 'linear_flops', 'cost', 'light', 'costs', 'write_table',
-           'versions', 'changed', 'interleaved', 'summary', 'ceilings', 'on_film', 'around', 'pair', 'growth',
-           'clip_memory', 'write_memory', 'first_seconds', 'film_growth', 'process_peak', 'machine', 'described',
-           'training', 'chosen', 'bench', 'counter', 'report', 'stacked', 'gathered', 'folded', 'pooled', 'looped',
-           'binned', 'in_int8', 'tries', 'write_tries', 'write_compiled', 'main']
+           'versions', 'changed', 'interleaved', 'summary', 'ceilings', 'arithmetic', 'on_film', 'around', 'pair',
+           'growth', 'clip_memory', 'write_memory', 'first_seconds', 'film_growth', 'process_peak', 'machine',
+           'described', 'training', 'chosen', 'bench', 'counter', 'report', 'stacked', 'gathered', 'folded', 'pooled',
+           'looped', 'binned', 'in_int8', 'fused', 'tries', 'write_tries', 'write_compiled', 'main']
 
 # %% ../nbs/32_benchmarks.ipynb #32-003
 import argparse, json, math, os, platform, re, time, warnings, weakref
@@ -203,15 +203,20 @@ def ceilings(device='cpu'):
     n, big = (1024, 2**24) if torch.device(device).type == 'cpu' else (8192, 2**28)
     def random(*shape, dtype=torch.float32): return torch.randn(*shape, device=device).to(dtype)
     a, half, x, w, long = random(n, n), random(n, n, dtype=torch.bfloat16), random(1, 256, 96, 96), random(256, 256, 3, 3), random(big)
-    copy = torch.empty_like(long)
-    return {'matrix product, float32': (lambda: a @ a, 2 * n**3), 'matrix product, bfloat16': (lambda: half @ half, 2 * n**3),
+    copy, linear = torch.empty_like(long), Linear(n, n, bias=False).to(device).requires_grad_(False)
+    return {'matrix product, float32': (lambda: a @ a, 2 * n**3), 'linear map, float32': (lambda: linear(a), 2 * n**3),
+            'matrix product, bfloat16': (lambda: half @ half, 2 * n**3),
             'convolution': (lambda: F.conv2d(x, w, padding=1), 2 * 256 * 256 * 9 * 96 * 96),
             'memory': (lambda: copy.copy_(long), 2 * 4 * big)}
 
+def arithmetic(rates):
+    "The highest rate of arithmetic in float32 that was measured: what a stage would reach at best"
+    return max(rates[name]['rate'] for name in ('matrix product, float32', 'linear map, float32', 'convolution'))
+
 # %% ../nbs/32_benchmarks.ipynb #32-034
-def on_film(model, size=None, device='cpu'):
+def on_film(model, size=None, device='cpu', batch=None):
     "A `Segmenter`; where the model reads region maps, the frame itself is taken for one"
-    return Segmenter(model, size, device, (lambda image, name: image) if model.config.regions else None)
+    return Segmenter(model, size, device, (lambda image, name: image) if model.config.regions else None, batch)
 
 def around(model, size=None, device='cpu', folder='.'):
     "The stages that have no arithmetic to speak of: for each name a function, and how many seconds or frames a call is"
@@ -220,7 +225,7 @@ def around(model, size=None, device='cpu', folder='.'):
     film = on_film(model, size, device)
     target = torch.randint(K, (1, 5, 224, 224), generator=torch.Generator().manual_seed(0))
     maps = F.one_hot(target, K).movedim(-1, 2).float()
-    second = first_seconds(Path(folder) / 'second.mp4', 1)
+    part = first_seconds(Path(folder) / 'part.mp4', 1 if sum(p.numel() for p in model.parameters()) > 50e6 else 4)
     def encode():
         with VideoWriter(Path(folder) / 'encoded.mp4', clip) as writer:
             for f in shown: writer.write(f.time, f.image)
@@ -228,8 +233,8 @@ def around(model, size=None, device='cpu', folder='.'):
             'metrics': (lambda: score(maps, target, task='avss', convention='dataset'), 5, 'frames'),
             'decode': (lambda: list(read_frames(clip)), len(shown), 'frames'),
             'encode': (encode, len(shown), 'frames'),
-            'file to overlay': (lambda: segment_into(dict(overlay=Path(folder) / 'overlay.mp4'), film, Path(folder) / 'second.mp4'),
-                                len(second), 'frames')}
+            'file to overlay': (lambda: segment_into(dict(overlay=Path(folder) / 'overlay.mp4'), film, Path(folder) / 'part.mp4'),
+                                len(part), 'frames')}
 
 # %% ../nbs/32_benchmarks.ipynb #32-036
 LIMITS = {      # exponents of the multiply-adds, at most, for large numbers of pixels, frames T, queries N and classes K
@@ -325,7 +330,7 @@ def described(name, times, work, rates, device):
     "What the JSON has of a stage of the model: times, counts, limit and share"
     c, t = cost(work), summary(times)
     spent = t['cpu_seconds'] if device == 'cpu' else t['seconds']
-    limit = max(2 * c.multiply_adds / rates['matrix product, float32']['rate'], c.bytes / rates['memory']['rate'])
+    limit = max(2 * c.multiply_adds / arithmetic(rates), c.bytes / rates['memory']['rate'])
     return dict(t, **c._asdict(), limit_seconds=limit, share=limit / spent)
 
 # %% ../nbs/32_benchmarks.ipynb #32-042
@@ -376,7 +381,7 @@ def bench(name='scenes-tiny',   # of a preset, with its weights if they ship, el
                            counter(seen, .5, .7, len(outer) * (1 if quick else 4)), warm=not quick)
         found = report(name, c, device, size, steps, rounds, names, tops, works, outer, times | slow, seen, quick)
         if 'whole' in names: found['memory'] = clip_memory(model, size, device)
-        if 'file to overlay' in names and not quick: found['growth']['seconds'] = film_growth(on_film(model, size, device), folder)
+        if 'file to overlay' in names and not quick: found['growth']['seconds'] = film_growth(on_film(model, size, device, 1), folder)
     return found | dict(process_peak_bytes=process_peak())
 
 # %% ../nbs/32_benchmarks.ipynb #32-044
@@ -474,6 +479,22 @@ def in_int8(model):
             if type(m) is Linear: m.__class__ = nn.Linear
         return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
 
+# %% ../nbs/32_benchmarks.ipynb #32-052c
+def fused():
+    "The same for what a Swin-B and the composition do, in pieces and in one call"
+    rows, tokens = torch.randn(2304, 256), torch.randn(64, 144, 128)               # of its second and first stage, 384 pixels
+    mlp = nn.Sequential(Linear(256, 1024, 'gelu'), Linear(1024, 256)).requires_grad_(False)
+    def by_mkl():
+        with torch.backends.mkldnn.flags(enabled=False): return mlp(rows)
+    stepwise = WindowAttention(128, 4, window_size=12).eval().requires_grad_(False)
+    at_once = deepcopy(stepwise)
+    stepwise.fused_attn, at_once.fused_attn = False, True
+    z, size = torch.rand(1, 100, 96, 96), (384, 384)
+    last = z.contiguous(memory_format=torch.channels_last)
+    return {'linear maps and GELU by oneDNN': (by_mkl, lambda: mlp(rows)),
+            'attention of windows in one call': (lambda: stepwise(tokens), lambda: at_once(tokens)),
+            'upsampled with channels last': (lambda: upsample(z, size), lambda: upsample(last, size))}
+
 # %% ../nbs/32_benchmarks.ipynb #32-053
 def tries():
     "Pairs of functions with equal results, before and after, by what was tried"
@@ -503,7 +524,7 @@ def tries():
             'channels last': (lambda: net(images), lambda: net(last)),
             'batch norms folded': (lambda: net(last), lambda: lean(last)),
             'bfloat16, scenes-tiny': (lambda: model(frames, patches, every_layer=False), lambda: half(frames, patches, every_layer=False)),
-            'int8, scenes-tiny': (lambda: model(frames, patches, every_layer=False), lambda: eight(frames, patches, every_layer=False))}
+            'int8, scenes-tiny': (lambda: model(frames, patches, every_layer=False), lambda: eight(frames, patches, every_layer=False))} | fused()
 
 # %% ../nbs/32_benchmarks.ipynb #32-053a
 @torch.no_grad()

@@ -219,7 +219,7 @@ def run(source, name, outputs, model, fps=None, silent=False, verbose=False, sta
         frames = segment_into(outputs, segmenter, source, fps, silent, note=note, seen=lambda step: seen(step.time - start),
                               start=start, end=end, view=view, **stream)
         seen(length)
-    if verbose: screen.print(f'{segmenter.device}, {segmenter.size[0]} pixels, batches of {segmenter.batch}, '
+    if verbose: screen.print(f'{segmenter.device}, {segmenter.size[0]} pixels, batches of {segmenter.batch}, {segmenter.abreast} abreast, '
                              f'{f"{fps:g} looks a second" if fps else "every frame"}: {time.perf_counter() - began:.1f} s')
     sound = 'with its' if media.rate else 'without'
     return f'{frames} frames of {media.width} × {media.height}, {length:.1f} s, {sound} sound'

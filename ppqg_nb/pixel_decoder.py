@@ -29,10 +29,10 @@ def deformable_attention(values, shapes, points, weights):
     grids = (2 * points.to(dtype) - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)               # (L, B·M, J, Q, 2)
     weights = weights.permute(3, 0, 2, 4, 1).flatten(1, 2)[:, :, None]                       # (L, B·M, 1, J, Q)
     maps = values.to(dtype).permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], -1)
-    read = (F.grid_sample(m.unflatten(-1, s), g, align_corners=False) for m, s, g in zip(maps, shapes, grids))
-    pairs = ((x, a) for r, w in zip(read, weights) for x, a in zip(r.unbind(2), w.unbind(2)))           # (B·M, D, Q), (B·M, 1, Q)
-    heads = torch.mul(*next(pairs))
-    for x, a in pairs: heads = heads.addcmul_(x, a)                                          # nothing else is made
+    heads = maps[0].new_zeros(*maps[0].shape[:2], points.shape[1])                           # (B·M, D, Q)
+    for m, s, g, a in zip(maps, shapes, grids, weights):
+        read = F.grid_sample(m.unflatten(-1, s), g, align_corners=False)                     # (B·M, D, J, Q)
+        for x, w in zip(read.unbind(2), a.unbind(2)): heads.addcmul_(x, w)
     return heads.unflatten(0, (B, M)).flatten(1, 2).transpose(1, 2).to(values.dtype)
 
 # %% ../nbs/04_pixel_decoder.ipynb #04-027

@@ -290,11 +290,13 @@ def side_by_side(self:Segmenter, groups, abreast):
         def first():
             group, work, result = sent.popleft()
             try: return group, result()
-            except MemoryError:
-                if result is work: raise
-                pool.shutdown()                                             # the others end, and it is tried alone
-                self.abreast = 1
-                return group, work()
+            except Exception as e:
+                if result is work or not isinstance(e, MemoryError):
+                    sent.clear()                                            # what comes after it is not given
+                    raise
+            pool.shutdown()                                                 # the others end, and it is tried alone
+            self.abreast = 1
+            return group, work()
         error = None
         try:
             for group in groups:

@@ -280,7 +280,7 @@ def test_quiet_and_verbose(tmp_path):
     assert ppqg('segment', source, '--quiet') == (0, '', '')
     assert 'exists' in ppqg('segment', source, '-q')[2]
     code, out, err = ppqg('segment', source, '--verbose', '--overwrite')
-    assert code == 0 and 'a_ppqg.mp4: 10 frames' in out and 'cpu, 128 pixels, batches of 1, every frame: ' in err
+    assert code == 0 and 'a_ppqg.mp4: 10 frames' in out and 'cpu, 128 pixels, batches of 1, 1 abreast, every frame: ' in err
 
 
 def test_large_models_look_once_a_second():

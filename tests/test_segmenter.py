@@ -82,6 +82,100 @@ def test_a_picture_that_stands_still_is_seen_once():
     assert not torch.equal(looking.step(0., pictures[1], patches[3]).maps, alone[3].maps) and len(seen) == 2 + 4 + 1
 
 
+def abreast(model, n, **options):
+    "A segmenter whose looks run `n` side by side, each on one thread."
+    looking = Segmenter(model, **options)
+    looking.abreast = n
+    return looking
+
+
+class Slow(Fake):
+    "Takes its time, a look longer than the next; raises at a look that it is told."
+    def __init__(self, error=None, at=(), delay=.02):
+        super().__init__()
+        self.error, self.at, self.delay, self.running, self.most = error, at, delay, 0, 0
+
+    def __call__(self, frames, patches, every_layer=True):
+        self.running, number = self.running + 1, len(self.frames)
+        self.most = max(self.most, self.running)
+        out = super().__call__(frames, patches)
+        time.sleep(self.delay * (1 + number % 2))
+        self.running -= 1
+        if number in self.at: raise self.error
+        return out
+
+
+@pytest.mark.parametrize('n', [1, 2, 3])
+def test_looks_side_by_side_come_in_order(source, n):
+    model, threads = Slow(), torch.get_num_threads()
+    steps = list(abreast(model, n).stream(source))
+    alone = list(Segmenter(Fake()).stream(source))
+    assert [s.time for s in steps] == [s.time for s in alone] and model.most == n
+    for a, b in zip(steps, alone): assert torch.equal(a.maps, b.maps) and torch.equal(a.frame, b.frame)
+    assert torch.get_num_threads() == threads
+
+
+def test_looks_side_by_side_give_the_same_bytes(source):
+    model = VCT.from_pretrained('scenes-tiny')
+    alone, several = ([s.maps for s in abreast(model, n, size=64).stream(source)] for n in (1, 3))
+    assert len(alone) == 10 and all(map(torch.equal, alone, several))
+
+
+def test_a_live_input_and_frames_between_looks_wait_for_one_look(source):
+    model = Slow()
+    list(abreast(model, 3).stream(source, 5, hold='last'))
+    with Live(None) as live:
+        for n in range(3): live.frame(n / 10, torch.zeros(3, 48, 64, dtype=torch.uint8))
+        live.close()
+        list(abreast(model, 3).stream(live))
+    assert len(model.frames) == 5 + 3 and model.most == 1
+
+
+def test_steps_before_an_error_are_given(source):
+    "Of the looks side by side one fails; those before it are there, and the error comes in its place."
+    model, got = Slow(ValueError('a broken model'), at=(4,)), []
+    with pytest.raises(ValueError, match='a broken model'):
+        for step in abreast(model, 3).stream(source): got.append(step.time)
+    assert got == pytest.approx([0, .1, .2, .3])
+    def broken(image, name):
+        if name == '000004': raise OSError('no region map')
+        return image
+    regions, got = VCT(replace(PRESETS['scenes-tiny'], regions=True)).eval(), []
+    with pytest.raises(OSError, match='no region map'):
+        for step in abreast(regions, 3, size=64, regions=broken).stream(source): got.append(step.time)
+    assert got == pytest.approx([0, .1, .2, .3])
+
+
+def test_makers_of_region_maps_are_asked_in_order_and_alone(source):
+    asked = []
+    def maker(image, name):
+        asked.append((name, threading.get_ident()))
+        return image
+    model = VCT(replace(PRESETS['scenes-tiny'], regions=True)).eval()
+    steps = list(abreast(model, 3, size=64, regions=maker).stream(source))
+    assert [name for name, _ in asked] == [f'{n:06}' for n in range(10)] and len({thread for _, thread in asked}) == 1
+    assert len(steps) == 10
+
+
+def test_memory_for_one_look_but_not_for_three(source):
+    "Where it runs out with looks side by side, they are taken one after the other from then on."
+    model = Slow(MemoryError(), at=(3, 4), delay=.05)
+    looking = abreast(model, 3)
+    steps = list(looking.stream(source))
+    assert [s.time for s in steps] == [s.time for s in Segmenter(Fake()).stream(source)] and looking.abreast == 1
+    with pytest.raises(MemoryError, match='does not hold one frame'):
+        list(abreast(Slow(MemoryError(), at=range(3, 99)), 3).stream(source))
+
+
+def test_a_still_picture_is_seen_once_by_looks_side_by_side(tmp_path):
+    model, seen = VCT.from_pretrained('scenes-tiny'), []
+    model.pyramid.register_forward_hook(lambda m, given, made: seen.append(len(given[0])))
+    still = save(tmp_path/'still.mkv', [k / 10 for k in range(6)], np.full((6, 48, 64, 3), 90, np.uint8),
+                 .3 * np.sin(np.arange(48000) ** 1.2)[None], 48000, **EXACT)
+    steps = list(abreast(model, 3, size=64).stream(still))
+    assert seen == [1] and len(steps) == 6 and not torch.equal(steps[0].maps, steps[5].maps)
+
+
 @pytest.mark.parametrize('offset, hears', [(-.4865, True), (-.47, True), (0, True), (.47, True), (.4865, True), (.489, False), (-.489, False)])
 def test_window_of_a_step(offset, hears):
     sound = torch.zeros(5 * RATE)
