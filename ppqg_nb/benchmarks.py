@@ -15,14 +15,13 @@ import argparse, json, math, os, platform, re, time, warnings, weakref
 import numpy as np, torch, torch.nn.functional as F
 from copy import deepcopy
 from dataclasses import replace
-from importlib.metadata import version
-from importlib.resources import files
+from importlib import metadata, resources
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from timm.layers import BatchNormAct2d
-from timm.models.swin_transformer import WindowAttention
+from timm.models import swin_transformer
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -145,7 +144,7 @@ def cost(work):
 
 # %% ../nbs/32_benchmarks.ipynb #32-022
 SMALL = dict(embed_dim=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))     # the Swin of the table
-TABLE = files('ppqg_nb') / 'media' / 'costs.json'
+TABLE = resources.files('ppqg_nb') / 'media' / 'costs.json'
 GUARDED = ('multiply_adds', 'operators', 'peak_bytes')
 
 def light(config):
@@ -167,7 +166,7 @@ def write_table(path):
 # %% ../nbs/32_benchmarks.ipynb #32-023
 def versions():
     "Versions of this package and of what its speed depends on: a dict"
-    return dict({name: version(name) for name in ('ppqg_nb', 'torch', 'timm', 'numpy', 'av')}, python=platform.python_version())
+    return dict({name: metadata.version(name) for name in ('ppqg_nb', 'torch', 'timm', 'numpy', 'av')}, python=platform.python_version())
 
 def changed(found, wanted, slack=.02):
     "A sentence for each number of a stage that is more than `slack` off the table; both as `costs` gives them"
@@ -486,7 +485,7 @@ def fused():
     mlp = nn.Sequential(Linear(256, 1024, 'gelu'), Linear(1024, 256)).requires_grad_(False)
     def by_mkl():
         with torch.backends.mkldnn.flags(enabled=False): return mlp(rows)
-    stepwise = WindowAttention(128, 4, window_size=12).eval().requires_grad_(False)
+    stepwise = swin_transformer.WindowAttention(128, 4, window_size=12).eval().requires_grad_(False)
     at_once = deepcopy(stepwise)
     stepwise.fused_attn, at_once.fused_attn = False, True
     z, size = torch.rand(1, 100, 96, 96), (384, 384)

@@ -93,6 +93,7 @@ class Step:
     labels: Tensor      # (H, W) uint8, the class of each pixel; 0 is background
     objects: tuple      # of Object, largest first
 
+# %% ../nbs/25_segmenter.ipynb #25-031b
 class Segmenter:
     """A model, and what it takes to run it on video files.
 
@@ -333,10 +334,8 @@ def stream(self:Segmenter,
     fps=None,       # looks a second; None: every frame
     silent=False,   # let the model hear silence, whatever the file sounds like
     hold=None,      # None: only looks; 'last': the frames in between too, with the last look's masks; 'linear': faded over
-    start=0.,       # seconds: from the first frame that is shown then or later
-    end=math.inf,   # seconds: to the last frame that is shown before
-    track=0,        # of a file: which track of sound, where there are several
-    view=0,         # of a file: which track of pictures
+    start=0., end=math.inf,     # seconds: from the first frame that is shown then or later, to the last before
+    track=0, view=0,    # of a file: which track of sound, and which of pictures, where there are several
 ):
     """Yield a `Step` for the frames of a video, in order, reading as it goes.
 
@@ -352,8 +351,8 @@ def stream(self:Segmenter,
         pairs = (self.live_pairs(source, fps, hold, silent) if live else
                  ahead(self.pairs(path, fps, hold, start, end, sound, view), max(2, self.batch)))
         groups = self.filled(stack.enter_context(closing(pairs)), hold, live)
-        made = stack.enter_context(closing(self.side_by_side(groups, 1 if live or fps and hold else self.abreast)))
-        for step in self.spread(made, hold):
+        made = self.side_by_side(groups, 1 if live or fps and hold else self.abreast)
+        for step in self.spread(stack.enter_context(closing(made)), hold):
             empty = False
             if step.time >= end: break
             if step.time >= start: yield step

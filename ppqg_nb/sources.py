@@ -127,6 +127,7 @@ def end(self:Live):
     "The number of the sample that comes next, on the clock"
     return 0 if self.first is None else self.first + len(self.held)
 
+# %% ../nbs/24a_sources.ipynb #24a-024b
 @patch
 def place(self:Live, x, time):
     "Put samples `(n,)` float32 on the clock, and forget those that no frame will need"

@@ -84,8 +84,8 @@ def test_swin_keeps_its_last_shift_and_nothing_leaks_round():
     for m in (plain, always): m.load_state_dict({k.removeprefix('stages.'): v for k, v in model.state_dict().items()})
     x = torch.randn(1, 3, 384, 384)
     ours, theirs, wrong = model(x), always(x), plain(x)
-    assert [torch.equal(a, b.permute(0, 3, 1, 2)) for a, b in zip(ours, theirs)] == [True] * 4
-    assert [torch.equal(a, b.permute(0, 3, 1, 2)) for a, b in zip(ours, wrong)] == [True] * 3 + [False]
+    off = [[(a - b.permute(0, 3, 1, 2)).abs().max().item() for a, b in zip(ours, others)] for others in (theirs, wrong)]
+    assert max(off[0] + off[1][:3]) < 1e-4 < .01 < off[1][3]        # sums are made in another order (fused attention)
     x = torch.randn(1, 3, 224, 320)
     y = x.clone()
     y[..., -32:, :] += 1
