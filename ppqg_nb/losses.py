@@ -8,7 +8,7 @@ __all__ = ['sample', 'dice', 'bce_cost', 'dice_cost', 'widen', 'draw', 'compared
            'mask_count', 'criterion']
 
 # %% ../nbs/11_losses.ipynb #11-002
-import torch, torch.distributed as dist
+import math, torch, torch.distributed as dist
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from .core import check_shape
@@ -16,11 +16,14 @@ from .prototypes import pac_loss
 
 # %% ../nbs/11_losses.ipynb #11-016
 def sample(maps, points):
-    """Values of `maps` `(M, H, W)` at `points` `(M, P, 2)`, bilinear: `(M, P)`.
+    """Values of `maps` `(M, H, W)` at `points` `(M, P, 2)`, or `(1, P, 2)` for all of them, bilinear: `(M, P)`.
 
     Points are x and y in [0, 1], from the outer edge of the first pixel to that of the last. Outside is 0.
     """
-    return F.grid_sample(maps[:, None], 2 * points.to(maps.dtype)[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
+    groups = len(maps) if len(points) == len(maps) or not len(maps) else math.gcd(len(maps), 20)    # a group's points are found once
+    maps = maps.reshape(groups, -1 if groups else 1, *maps.shape[1:])
+    at = 2 * points.to(maps.dtype)[:, :, None] - 1
+    return F.grid_sample(maps, at.expand(groups, -1, -1, -1), align_corners=False).flatten(0, 1)[..., 0]
 
 # %% ../nbs/11_losses.ipynb #11-020
 def dice(logits, targets):
@@ -31,7 +34,8 @@ def dice(logits, targets):
 # %% ../nbs/11_losses.ipynb #11-027
 def bce_cost(logits, targets):
     "Mean binary cross entropy of every query `(N, P)` with every object `(M, P)`: `(N, M)`"
-    return (F.softplus(-logits) @ targets.T + F.softplus(logits) @ (1 - targets).T) / logits.shape[-1]
+    alone = logits.clamp(min=0).sum(-1) - logits.abs().sigmoid_().log_().sum(-1)        # sums of softplus
+    return (alone[:, None] - logits @ targets.T) / logits.shape[-1]
 
 def dice_cost(logits, targets):
     "Dice of every query `(N, P)` with every object `(M, P)`: `(N, M)`"
@@ -57,7 +61,7 @@ def compared(masks, targets, points=None):
     At `points` `(1, P, 2)` or a set for each; without points, all h · w logits and the mean of the target below each.
     """
     if points is None: return masks.flatten(1), F.adaptive_avg_pool2d(targets[:, None], masks.shape[-2:]).flatten(1)
-    return sample(masks, points.expand(len(masks), -1, -1)), sample(targets, points.expand(len(targets), -1, -1))
+    return sample(masks, points), sample(targets, points)
 
 # %% ../nbs/11_losses.ipynb #11-034
 @torch.no_grad()
@@ -77,7 +81,9 @@ def match(
     ce, bce, dc, _ = config.weights
     points = draw(1, config.points, masks, generator) if config.points else None
     z, y = compared(widen(masks), targets.to(widen(masks).dtype), points)
-    cost = -ce * widen(class_logits).softmax(-1)[:, labels] + bce * bce_cost(z, y) + dc * dice_cost(z, y)
+    few = 25 if z.device.type == 'cpu' else len(z)          # queries at a time: what is made of them stays in the cache
+    masked = torch.cat([bce * bce_cost(some, y) + dc * dice_cost(some, y) for some in z.split(few)])
+    cost = masked - ce * widen(class_logits).softmax(-1)[:, labels]
     if not cost.isfinite().all():
         raise ValueError('The prediction holds NaN or infinity; look where they first appear, or learn more slowly.')
     return tuple(torch.as_tensor(i, device=masks.device) for i in linear_sum_assignment(cost.cpu()))
@@ -111,7 +117,7 @@ def uncertain_points(masks, config, generator=None):
     P, M = config.points, len(masks)
     candidates = draw(M, int(P * config.oversample), masks, generator)
     keep = int(config.importance * P)
-    nearest = sample(masks, candidates).abs().topk(keep, dim=1, largest=False).indices
+    nearest = sample(masks, candidates).abs().topk(keep, dim=1, largest=False, sorted=False).indices
     chosen = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
     return torch.cat([chosen, draw(M, P - keep, masks, generator)], 1)
 
@@ -208,7 +214,7 @@ def criterion(
     count, parts, last = mask_count(frames, pred.mask_logits.device), {}, len(pred.layers) - 1
     with torch.autocast(pred.mask_logits.device.type, enabled=False):
         for i in [last, *range(last)]:    # the last layer's points are drawn first, as released
-            layer = (x[kept] for x in (pred.layers[i].class_logits, pred.layers[i].mask_logits))
+            layer = (x if len(kept) == len(x) else x[kept] for x in (pred.layers[i].class_logits, pred.layers[i].mask_logits))
             for name, v in layer_losses(*layer, frames, count, config, generator).items(): parts[f'{name}_{i}'] = v
         if pred.scores is not None:
             wanted = sound_targets([targets[i] for i in kept], config, pred.scores.device)
