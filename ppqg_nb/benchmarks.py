@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from .audio import RATE, log_mel_patches
 from .core import PRESETS, Linear, by_onednn, example_path, preset
-from .losses import criterion
+from .losses import bce_cost, criterion
 from .masks import upsample
 from .metrics import class_counts, score, threshold_counts
 from .outputs import segment_into
@@ -490,9 +490,12 @@ def fused():
     stepwise.fused_attn, at_once.fused_attn = False, True
     z, size = torch.rand(1, 100, 96, 96), (384, 384)
     last = z.contiguous(memory_format=torch.channels_last)
+    logits, y = 3 * torch.randn(100, 12544), (torch.rand(3, 12544) > .5).float()
+    def in_full(): return (F.softplus(-logits) @ y.T + F.softplus(logits) @ (1 - y).T) / logits.shape[-1]
     return {'linear maps and GELU by oneDNN': (by_mkl, lambda: mlp(rows)),
             'attention of windows in one call': (lambda: stepwise(tokens), lambda: at_once(tokens)),
-            'upsampled with channels last': (lambda: upsample(z, size), lambda: upsample(last, size))}
+            'upsampled with channels last': (lambda: upsample(z, size), lambda: upsample(last, size)),
+            'matching: cross entropies, 25 queries at a time': (in_full, lambda: torch.cat([bce_cost(x, y) for x in logits.split(25)]))}
 
 # %% ../nbs/32_benchmarks.ipynb #32-053
 def tries():
