@@ -36,14 +36,15 @@ def threshold_counts(
 
     Float64, whole numbers. P are the pixels with a probability of at least the threshold, compared in float32 or better.
     """
-    x, frames = prob.flatten(-2).to(torch.promote_types(prob.dtype, torch.float32)), prob.shape[:-2].numel()
-    at = torch.linspace(0, 1 - 1e-10, 255, dtype=x.dtype, device=x.device)
-    bins = (x * (254 / (1 - 1e-10))).add_(512 * torch.finfo(x.dtype).eps).int()    # 0 … 254; by rounding it may be one too many
-    bins += x >= at.index_select(0, bins.flatten()).view_as(x)                     # how many thresholds are reached, 1 … 255
-    bins += torch.arange(0, 510 * frames, 510, device=x.device, dtype=torch.int).view(*x.shape[:-1], 1) - 1
-    bins += 255 * target.flatten(-2)
-    bins = bins.flatten().bincount(minlength=frames * 510).view(*x.shape[:-1], 2, 255)
-    silent, both = bins.flip(-1).cumsum(-1).flip(-1).double().unbind(-2)
+    frames, dtype = prob.shape[:-2], torch.promote_types(prob.dtype, torch.float32)
+    at = torch.linspace(0, 1 - 1e-10, 255, dtype=dtype, device=prob.device)
+    table = torch.zeros(frames.numel(), 510, dtype=torch.int64, device=prob.device)
+    for row, x, y in zip(table, *(m.reshape(len(table), m.shape[-2] * m.shape[-1]) for m in (prob, target))):
+        x = x.to(dtype)
+        bins = (x * (254 / (1 - 1e-10))).add_(512 * torch.finfo(dtype).eps).int()   # 0 … 254; by rounding it may be one too many
+        bins += x >= at.index_select(0, bins)                                       # how many thresholds are reached, 1 … 255
+        row += (bins + 255 * y - 1).bincount(minlength=510)
+    silent, both = table.view(*frames, 2, 255).flip(-1).cumsum(-1).flip(-1).double().unbind(-2)
     return both, silent + both, both[..., :1]          # at threshold 0, P is the whole frame
 
 # %% ../nbs/20_metrics.ipynb #20-026
@@ -174,9 +175,10 @@ def class_counts(label, target, classes):
 
     `label`, `target`: (frames, H, W) int64, 0 … classes - 1.
     """
-    cell = label.flatten(1).int().mul_(classes).add_(target.flatten(1))             # one number for each triple
-    cell += torch.arange(0, len(label) * classes**2, classes**2, device=label.device, dtype=torch.int)[:, None]
-    table = cell.flatten().bincount(minlength=len(label) * classes**2).view(-1, classes, classes)
+    table = torch.zeros(len(label), classes**2, dtype=torch.int64, device=label.device)
+    for row, l, t in zip(table, label.flatten(1), target.flatten(1)):
+        row += l.int().mul_(classes).add_(t).bincount(minlength=classes**2)          # one number for each pair
+    table = table.view(-1, classes, classes)
     return table.diagonal(dim1=1, dim2=2), table.sum(2), table.sum(1)
 
 # %% ../nbs/20_metrics.ipynb #20-063
