@@ -129,7 +129,11 @@ def test_figures_of_the_readme_are_those_of_the_files():
     seconds = {name: s['cpu_seconds'] for name, s in stages.items() if name != 'losses and matching'}
     assert f'takes {sum(seconds.values()):.1f} s of CPU time a frame' in text
     assert f"{seconds['backbone'] + seconds['region encoder']:.1f} s, is the two backbones" in text
-    assert f"makes {small['file to overlay']['rate']:.1f} frames a second" in text
+    film, whole = (media(f'bench-{name}')['stages'] for name in ('film', 'whole'))
+    assert f"makes {film['file to overlay']['rate']:.1f} frames a second" in text and f"{small['file to overlay']['rate']:.1f} in one" in text
+    assert f"{whole['whole']['seconds']:.1f} s on the clock in two" in text
+    at_70 = sum(seconds.values()) * media('bench-released-avss')['ceilings']['matrix product, float32']['rate'] / 70e9
+    assert f'brought to that rate, this package takes {at_70:.1f} s' in text
 
 
 def test_the_picture_is_what_the_model_gives():
