@@ -90,24 +90,30 @@ def abreast(model, n, **options):
 
 
 class Slow(Fake):
-    "Takes its time, a look longer than the next; raises at a look that it is told."
-    def __init__(self, error=None, at=(), delay=.02):
+    """Keeps how many looks ran at once at most; the first `meet` wait for each other, and a later one is faster than the one before.
+
+    Raises `error` at looks of the frames `at`, or at calls with these numbers.
+    """
+    def __init__(self, error=None, at=(), meet=1):
         super().__init__()
-        self.error, self.at, self.delay, self.running, self.most = error, at, delay, 0, 0
+        self.error, self.at, self.running, self.most = error, at, 0, 0
+        self.meeting, self.meet, self.lock = threading.Barrier(meet), meet, threading.Lock()
 
     def __call__(self, frames, patches, every_layer=True):
-        self.running, number = self.running + 1, len(self.frames)
-        self.most = max(self.most, self.running)
-        out = super().__call__(frames, patches)
-        time.sleep(self.delay * (1 + number % 2))
-        self.running -= 1
-        if number in self.at: raise self.error
+        with self.lock:
+            number, self.running = len(self.frames), self.running + 1
+            self.most = max(self.most, self.running)
+            out = super().__call__(frames, patches)
+        if number < self.meet: self.meeting.wait(60)
+        time.sleep(.04 - .02 * (number % 2))
+        with self.lock: self.running -= 1
+        if any(number == a if isinstance(a, int) else torch.equal(frames, a) for a in self.at): raise self.error
         return out
 
 
 @pytest.mark.parametrize('n', [1, 2, 3])
 def test_looks_side_by_side_come_in_order(source, n):
-    model, threads = Slow(), torch.get_num_threads()
+    model, threads = Slow(meet=n), torch.get_num_threads()
     steps = list(abreast(model, n).stream(source))
     alone = list(Segmenter(Fake()).stream(source))
     assert [s.time for s in steps] == [s.time for s in alone] and model.most == n
@@ -133,7 +139,8 @@ def test_a_live_input_and_frames_between_looks_wait_for_one_look(source):
 
 def test_steps_before_an_error_are_given(source):
     "Of the looks side by side one fails; those before it are there, and the error comes in its place."
-    model, got = Slow(ValueError('a broken model'), at=(4,)), []
+    list(Segmenter(seeing := Fake()).stream(source))
+    model, got = Slow(ValueError('a broken model'), at=seeing.frames[4:5], meet=3), []
     with pytest.raises(ValueError, match='a broken model'):
         for step in abreast(model, 3).stream(source): got.append(step.time)
     assert got == pytest.approx([0, .1, .2, .3])
@@ -159,12 +166,12 @@ def test_makers_of_region_maps_are_asked_in_order_and_alone(source):
 
 def test_memory_for_one_look_but_not_for_three(source):
     "Where it runs out with looks side by side, they are taken one after the other from then on."
-    model = Slow(MemoryError(), at=(3, 4), delay=.05)
+    model = Slow(MemoryError(), at=(3, 4), meet=3)
     looking = abreast(model, 3)
     steps = list(looking.stream(source))
     assert [s.time for s in steps] == [s.time for s in Segmenter(Fake()).stream(source)] and looking.abreast == 1
     with pytest.raises(MemoryError, match='does not hold one frame'):
-        list(abreast(Slow(MemoryError(), at=range(3, 99)), 3).stream(source))
+        list(abreast(Slow(MemoryError(), at=range(3, 99), meet=3), 3).stream(source))
 
 
 def test_a_still_picture_is_seen_once_by_looks_side_by_side(tmp_path):
