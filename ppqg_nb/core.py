@@ -325,16 +325,17 @@ class Linear(nn.Linear):
         super().__init__(n, m, bias)
         self.then = then
 
-    def alone(self, x):
-        "Whether oneDNN should compute it all"
+    def fits(self, x):
+        "Whether oneDNN is to compute it"
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'): return False
         return (x.device.type == 'cpu' and x.dtype == self.weight.dtype == torch.float32 and x.numel() * len(self.weight) >= LARGE
                 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
 
     def forward(self, x):
-        if not self.alone(x): return AFTER[self.then](super().forward(x))
+        if not self.fits(x): return AFTER[self.then](super().forward(x))
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.then, [], 'none')
 
+# %% ../nbs/00_core.ipynb #00-085b2
 def by_onednn(model):
     "Make each `nn.Linear` inside of a model a `Linear`, in place, with its weights and their names; gives the model"
     for m in model.modules():
