@@ -153,6 +153,22 @@ def test_steps_before_an_error_are_given(source):
     assert got == pytest.approx([0, .1, .2, .3])
 
 
+@pytest.mark.parametrize('how', ['left', 'interrupted'])
+def test_looks_side_by_side_end_with_their_film(source, how):
+    "Whoever leaves early, or is interrupted, leaves no thread behind that looks on."
+    model, before = Slow(KeyboardInterrupt(), at=(4,) if how == 'interrupted' else (), meet=3), threading.active_count()
+    steps = abreast(model, 3).stream(source)
+    if how == 'left':
+        next(steps)
+        steps.close()
+    else:
+        with pytest.raises(KeyboardInterrupt): list(steps)
+    assert threading.active_count() == before and model.running == 0
+    looked = len(model.frames)
+    time.sleep(.1)
+    assert len(model.frames) == looked < 10
+
+
 def test_makers_of_region_maps_are_asked_in_order_and_alone(source):
     asked = []
     def maker(image, name):
